@@ -1,0 +1,1 @@
+"""The ``vidiff`` command: one module for each subcommand."""

@@ -1,0 +1,5 @@
+"""``python -m vidiff``."""
+
+from vidiff.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Published weights in our own classes: key maps, both ways."""

@@ -1,0 +1,273 @@
+"""Space-time diffusion transformer (Peebles & Xie, 2023) with text cross-attention.
+
+``attention: full``, ``modulation: shared``, ``positions: rope`` is the published Wan 2.1 transformer (Wan Team, 2025),
+tensor for tensor; `vidiff.interop.wan_transformer` holds the key map.
+
+Axes: B batch, C channels, f h w latent frames, rows, columns; N tokens in the order (frame, row, column), L text
+tokens, D width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vidiff.errors import ConfigError
+from vidiff.models.attention import Attention
+from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
+from vidiff.types import Conditioning
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a `SpaceTimeDiT`."""
+
+    kind: Literal["dit"] = "dit"
+    patch_size: tuple[int, int, int] = (1, 2, 2)  # latents along (f, h, w) in one token
+    dim: int = 320
+    depth: int = 8
+    num_heads: int = 5
+    ffn_dim: int | None = None  # hidden width of the MLP; None is 4 * dim
+    attention: Literal["full", "factorized"] = "full"  # all tokens at once, or within frames and then along time
+    modulation: Literal["shared", "block"] = "shared"  # one projection plus a table a block, or one projection a block
+    positions: Literal["rope", "rope+absolute"] = "rope"
+    mask_text: bool = True  # hide padded text tokens from cross-attention; Wan shows them
+    norm_eps: float = 1e-6
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
+
+    def __post_init__(self) -> None:
+        for name, value in (("dim", self.dim), ("depth", self.depth), ("num_heads", self.num_heads)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if min(self.patch_size) < 1:
+            raise ConfigError(f"patch_size must be at least 1 along each axis, got {self.patch_size}")
+        if self.ffn_dim is not None and self.ffn_dim < 1:
+            raise ConfigError(f"ffn_dim must be at least 1, or null for 4 * dim, got {self.ffn_dim}")
+        if self.dim % (2 * self.num_heads):
+            nearest = max(1, round(self.dim / (2 * self.num_heads))) * 2 * self.num_heads
+            raise ConfigError(
+                f"dim must be a multiple of 2 * num_heads ({2 * self.num_heads}), so that each head has an even width "
+                f"for rotary positions; got {self.dim}, try {nearest}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.ffn_dim or 4 * self.dim
+
+    @property
+    def num_branches(self) -> int:
+        """Return how many branches of a block are modulated."""
+        return 3 if self.attention == "factorized" else 2
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass is told."""
+
+    emb: Tensor  # embedding of t: (B, D) for `block` modulation, (B, 3 * branches, D) for `shared`
+    text: Tensor  # projected text tokens, (B, L, D)
+    text_mask: Tensor | None  # (B, L), True where visible
+    rotary: Tensor  # (B or 1, N, 1, head_dim / 2), complex
+    num_frames: int  # f; there are N / f tokens a frame
+    dtype: torch.dtype  # of the matrix products
+
+
+class Modulation(nn.Module):
+    """Turn the embedding of t into ``parts`` vectors of width D, by a table (shared) or a projection (block)."""
+
+    def __init__(self, config: DiTConfig, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.table: nn.Parameter | None = None
+        self.projection: nn.Linear | None = None
+        if config.modulation == "shared":
+            self.table = nn.Parameter(torch.randn(1, parts, config.dim) / math.sqrt(config.dim))
+        else:
+            self.projection = nn.Linear(config.dim, parts * config.dim)
+
+    def forward(self, emb: Tensor) -> Tensor:
+        """Map (B, D), or for a table whatever broadcasts with it, to (B, parts, D)."""
+        if self.table is not None:
+            return emb + self.table
+        assert self.projection is not None
+        with torch.autocast(emb.device.type, enabled=False):
+            return self.projection(F.silu(emb)).unflatten(-1, (self.parts, -1))
+
+
+class SpaceTimeBlock(nn.Module):
+    """Self-attention, text cross-attention and an MLP, each added to the tokens.
+
+    Self-attention and MLP are modulated by t with shift, scale and gate; cross-attention is not. With ``modulation:
+    block`` a new block is the identity.
+    """
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        dim, eps = config.dim, config.norm_eps
+        self.eps = eps
+        self.attention = Attention(dim, config.num_heads, eps)
+        factorized = config.attention == "factorized"
+        self.time_attention = Attention(dim, config.num_heads, eps) if factorized else None
+        self.cross_norm = nn.LayerNorm(dim, eps=eps)
+        self.cross_attention = Attention(dim, config.num_heads, eps)
+        self.mlp_in = nn.Linear(dim, config.hidden_dim)
+        self.mlp_out = nn.Linear(config.hidden_dim, dim)
+        self.modulation = Modulation(config, 3 * config.num_branches)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Refine video tokens (B, N, D)."""
+        branches = self.modulation(context.emb).unflatten(1, (-1, 3)).unbind(1)  # each (B, 3, D): shift, scale, gate
+
+        y = self._modulated(x, branches[0], context)
+        x = gated(x, self._attended(y, context), branches[0])
+        if self.time_attention is not None:
+            y = self._modulated(x, branches[1], context)
+            x = gated(x, self._attended_in_time(y, context), branches[1])
+
+        # The affine norm runs in the products' precision, so that no float32 copy of the tokens is made and cast.
+        norm, dtype = self.cross_norm, context.dtype
+        y = F.layer_norm(x.to(dtype), x.shape[-1:], norm.weight.to(dtype), norm.bias.to(dtype), self.eps)
+        x = x + self.cross_attention(y.to(dtype), context.text, mask=context.text_mask)
+
+        y = self.mlp_in(self._modulated(x, branches[-1], context))
+        return gated(x, self.mlp_out(F.gelu(y, approximate="tanh")), branches[-1])
+
+    def _modulated(self, x: Tensor, branch: Tensor, context: Context) -> Tensor:
+        dtype = context.dtype
+        y = F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps).to(dtype)
+        return torch.addcmul(branch[:, 0:1].to(dtype), y, (1 + branch[:, 1:2]).to(dtype))
+
+    def _attended(self, y: Tensor, context: Context) -> Tensor:
+        if self.time_attention is None:
+            return self.attention(y, rotary=context.rotary)
+        f = context.num_frames
+        rotary = context.rotary.expand(y.shape[0], -1, -1, -1)
+        frames = self.attention(
+            rearrange(y, "b (f n) d -> (b f) n d", f=f), rotary=rearrange(rotary, "b (f n) 1 d -> (b f) n 1 d", f=f)
+        )
+        return rearrange(frames, "(b f) n d -> b (f n) d", f=f)
+
+    def _attended_in_time(self, y: Tensor, context: Context) -> Tensor:
+        assert self.time_attention is not None
+        b, f = y.shape[0], context.num_frames
+        rotary = context.rotary.expand(b, -1, -1, -1)
+        places = self.time_attention(
+            rearrange(y, "b (f n) d -> (b n) f d", f=f), rotary=rearrange(rotary, "b (f n) 1 d -> (b n) f 1 d", f=f)
+        )
+        return rearrange(places, "(b n) f d -> b (f n) d", b=b)
+
+
+class SpaceTimeDiT(nn.Module):
+    """The backbone: noisy latents, their time t and a text to the network's output."""
+
+    def __init__(self, config: DiTConfig, in_channels: int, text_dim: int):
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, math.prod(config.patch_size)
+        self.patch_embedding = nn.Linear(patch * in_channels, dim)
+        self.time_embedding = TimeEmbedding(dim)
+        self.time_projection = nn.Linear(dim, 3 * config.num_branches * dim) if config.modulation == "shared" else None
+        self.text_projection = TextProjection(text_dim, dim)
+        self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
+        self.out_modulation = Modulation(config, 2)
+        self.out = nn.Linear(dim, patch * in_channels)
+        self._initialize()
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the network's output for noisy latents.
+
+        Args:
+            x: noisy latents x_t, (B, C, f, h, w).
+            t: diffusion times in [0, 1], (B,).
+            cond: the text, and ``first_frame``, the latent frame at which each clip starts, (B,).
+
+        Returns:
+            The output, (B, C, f, h, w), in the type of ``x``.
+
+        Raises:
+            ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip.
+        """
+        if cond.low_res is not None:
+            raise ConfigError("the dit backbone takes no low_res conditioning; use unet3d for super-resolution")
+        sizes = self._grid(x)
+        pt, ph, pw = self.config.patch_size
+        patches = rearrange(x, "b c (f pt) (h ph) (w pw) -> b (f h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        first = None if cond.first_frame is None else cond.first_frame / pt
+        positions = token_positions(sizes, x.device, first)
+
+        weight = self.patch_embedding.weight
+        tokens = self.patch_embedding(patches.to(weight.dtype)).to(weight.dtype)  # the residual stream's type
+        if self.config.positions == "rope+absolute":
+            tokens = tokens + absolute_embedding(positions, self.config.dim).to(tokens.dtype)
+        emb = self.time_embedding(t)
+        context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, context, use_reentrant=False)
+            else:
+                tokens = block(tokens, context)
+
+        shift, scale = self.out_modulation(emb if self.time_projection is None else emb[:, None]).split(1, dim=1)
+        y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.norm_eps)
+        patches = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)
+        f, h, w = sizes
+        pattern = "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)"
+        return rearrange(patches, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def _context(self, emb: Tensor, cond: Conditioning, rotary: Tensor, num_frames: int) -> Context:
+        device, dtype = emb.device.type, self.patch_embedding.weight.dtype
+        if self.time_projection is not None:
+            with torch.autocast(device, enabled=False):
+                emb = self.time_projection(F.silu(emb)).unflatten(-1, (-1, self.config.dim))
+        return Context(
+            emb=emb,
+            text=self.text_projection(cond.text.tokens),
+            text_mask=cond.text.mask if self.config.mask_text else None,
+            rotary=rotary,
+            num_frames=num_frames,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype,
+        )
+
+    def _grid(self, x: Tensor) -> tuple[int, int, int]:
+        """Return the tokens along (f, h, w)."""
+        for name, size, patch in zip(("frames", "height", "width"), x.shape[2:], self.config.patch_size, strict=True):
+            if size % patch or size == 0:
+                nearest = max(1, round(size / patch)) * patch
+                raise ConfigError(
+                    f"latent {name} must be a multiple of the dit's patch size {patch}, got {size}; "
+                    f"the nearest that fits is {nearest}"
+                )
+        f, h, w = (size // patch for size, patch in zip(x.shape[2:], self.config.patch_size, strict=True))
+        return f, h, w
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for embedding in (self.time_embedding, self.text_projection):
+            nn.init.normal_(embedding.linear_1.weight, std=0.02)
+            nn.init.normal_(embedding.linear_2.weight, std=0.02)
+        zeroed = [self.out]
+        for module in self.modules():
+            if isinstance(module, Modulation) and module.projection is not None:
+                zeroed.append(module.projection)
+            if isinstance(module, SpaceTimeBlock) and self.config.modulation == "block":
+                zeroed.append(module.cross_attention.out)
+        for linear in zeroed:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+def gated(x: Tensor, y: Tensor, branch: Tensor) -> Tensor:
+    """Add ``y`` (B, N, D) to the tokens through the gate of a branch (B, 3, D)."""
+    return x + y * branch[:, 2:3].to(y.dtype)  # the product in the branch's type, the sum in the tokens'

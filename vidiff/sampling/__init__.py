@@ -1,0 +1,1 @@
+"""Samplers: one loop, one pure step for each solver."""

@@ -1,0 +1,15 @@
+"""Small tensor helpers that every other module may use."""
+
+from torch import Tensor
+
+
+def expand_as(values: Tensor, like: Tensor) -> Tensor:
+    """Append singleton axes to per-sample ``values`` (B,) so that they broadcast over ``like`` (B, ...).
+
+    Raises:
+        ValueError: if ``values`` is not one value a sample; broadcasting it anyway would be silently wrong
+            whenever B happens to equal another axis.
+    """
+    if values.ndim != 1 or values.shape[0] not in (1, like.shape[0]):
+        raise ValueError(f"expected one value per sample, got {tuple(values.shape)} for {tuple(like.shape)}")
+    return values.reshape(-1, *[1] * (like.ndim - 1))

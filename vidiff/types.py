@@ -1,0 +1,142 @@
+"""The values that modules hand to one another, with their shapes.
+
+Axes: B batch, C channels, F frames, H height, W width (pixels); f, h, w the same axes of latents;
+L text tokens, D width of a text token.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Token states of a text encoder."""
+
+    tokens: Tensor  # (B, L, D)
+    mask: Tensor  # (B, L), True where a token is real; at least one in each row
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextEmbedding":
+        return TextEmbedding(self.tokens.to(device, dtype), self.mask.to(device))
+
+    def padded(self, length: int) -> "TextEmbedding":
+        """Return the same tokens followed by masked zeros up to ``length``."""
+        extra = length - self.tokens.shape[1]
+        if extra <= 0:
+            return self
+        pad = torch.nn.functional.pad
+        return TextEmbedding(pad(self.tokens, (0, 0, 0, extra)), pad(self.mask, (0, extra)))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything a backbone is told besides x_t and t."""
+
+    text: TextEmbedding
+    first_frame: Tensor | None = None  # latent frame index at which x_t starts in its clip, (B,), int64; None is 0
+    low_res: Tensor | None = None  # cascade stages: the previous stage's latents on this stage's grid, (B, C, f, h, w)
+    low_res_t: Tensor | None = None  # how much noise was added to low_res, (B,)
+
+    def with_text(self, text: TextEmbedding) -> "Conditioning":
+        return replace(self, text=text)
+
+    def drop_text(self, drop: Tensor, null: TextEmbedding) -> "Conditioning":
+        """Replace the text by ``null`` where ``drop`` (B,) is True. The only place where conditioning is dropped."""
+        length = max(self.text.tokens.shape[1], null.tokens.shape[1])
+        text, null = self.text.padded(length), null.padded(length)
+        tokens = torch.where(drop[:, None, None], null.tokens.to(text.tokens.dtype), text.tokens)
+        return self.with_text(TextEmbedding(tokens, torch.where(drop[:, None], null.mask, text.mask)))
+
+    def joined(self, other: "Conditioning") -> "Conditioning":
+        """Stack the samples of ``other`` behind these (B + B'), so that one call of the backbone serves both."""
+        length = max(self.text.tokens.shape[1], other.text.tokens.shape[1])
+        mine, theirs = self.text.padded(length), other.text.padded(length)
+        text = TextEmbedding(torch.cat([mine.tokens, theirs.tokens]), torch.cat([mine.mask, theirs.mask]))
+
+        def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        return Conditioning(
+            text,
+            cat(self.first_frame, other.first_frame),
+            cat(self.low_res, other.low_res),
+            cat(self.low_res_t, other.low_res_t),
+        )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a clip in pixels, with its frame rate in frames a second."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """How an autoencoder maps pixels to latents: f = 1 + (F - 1) / frame_stride, h = H / stride, w = W / stride."""
+
+    channels: int
+    stride: int
+    frame_stride: int
+
+    def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return (C, f, h, w) for a video of this size.
+
+        Raises:
+            ConfigError: if the size is not on the latent grid; the message names the nearest one that is.
+        """
+        for name, value, stride, offset in (
+            ("frames", frames, self.frame_stride, 1),
+            ("height", height, self.stride, 0),
+            ("width", width, self.stride, 0),
+        ):
+            if value < stride * (1 - offset) + offset or (value - offset) % stride:
+                nearest = max(1 - offset, round((value - offset) / stride)) * stride + offset
+                raise ConfigError(f"{name} must be {stride} * n{' + 1' if offset else ''}, got {value}; try {nearest}")
+        return self.channels, 1 + (frames - 1) // self.frame_stride, height // self.stride, width // self.stride
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips for one training step. Exactly one of ``video`` and ``latents`` is set."""
+
+    keys: list[str]  # names of the clips, for error messages
+    video: Tensor | None = None  # (B, 3, F, H, W) in [-1, 1]
+    latents: Tensor | None = None  # (B, C, f, h, w), normalized
+    text: TextEmbedding | None = None
+    captions: list[str] | None = None
+    first_frame: Tensor | None = None  # see Conditioning.first_frame
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into token states. Owns tokenizing, the length limit and its warning."""
+
+    dim: int
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """Embed ``prompts``; tokens (B, L, dim)."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """Maps clips to latents of unit variance and back. Owns the scaling of its latents."""
+
+    latents: LatentSpec
+
+    def encode(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return normalized latents (B, C, f, h, w) of a video (B, 3, F, H, W) in [-1, 1].
+
+        The posterior's mean; with ``generator``, a sample.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the video (B, 3, F, H, W) in [-1, 1] of normalized latents (B, C, f, h, w)."""
+        ...
