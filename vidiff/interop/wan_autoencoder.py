@@ -93,7 +93,9 @@ def to_ours(
             f"the weights have {channels} latent channels, but the statistics are of {len(latents_mean)} means and "
             f"{len(latents_std)} deviations; give those of the config beside the weights"
         )
-    return renamed | {"latent_mean": torch.tensor(latents_mean), "latent_std": torch.tensor(latents_std)}
+    statistics = {"latent_mean": torch.tensor(latents_mean), "latent_std": torch.tensor(latents_std)}
+    # The published weights bring no linear preview; zeros say so.
+    return renamed | statistics | {"preview_weight": torch.zeros(3, channels), "preview_bias": torch.zeros(3)}
 
 
 def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +109,7 @@ def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     renamed = {}
     for key, value in state_dict.items():
-        if key in ("latent_mean", "latent_std"):
+        if key in ("latent_mean", "latent_std", "preview_weight", "preview_bias"):
             continue
         name = re.sub(r"\.up\.(\d+)\.", block, key)
         for ours, diffusers in _PARTS:

@@ -84,15 +84,16 @@ class AttentionPerFrame(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width and, where ``temporal``, the frames after the first."""
+    """Halve height and width where ``spatial`` and the frames after the first where ``temporal``."""
 
-    def __init__(self, dim: int, temporal: bool):
+    def __init__(self, dim: int, spatial: bool, temporal: bool):
         super().__init__()
-        self.space = nn.Conv2d(dim, dim, 3, stride=2)
+        self.space = nn.Conv2d(dim, dim, 3, stride=2) if spatial else None
         self.time = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        x = _per_frame(self.space, F.pad(x, (0, 1, 0, 1)))
+        if self.space is not None:
+            x = _per_frame(self.space, F.pad(x, (0, 1, 0, 1)))
         if self.time is None:
             return x
         # The first frame of a clip stands alone; each later output sees a pair of frames and the one before it.
@@ -105,16 +106,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width and, where ``temporal``, the frames after the first."""
+    """Double height and width where ``spatial`` and the frames after the first where ``temporal``."""
 
-    def __init__(self, dim: int, dim_out: int, temporal: bool):
+    def __init__(self, dim: int, dim_out: int, spatial: bool, temporal: bool):
         super().__init__()
-        self.space = nn.Conv2d(dim, dim_out, 3, padding=1)
+        self.space = nn.Conv2d(dim, dim_out, 3, padding=1) if spatial else None
         self.time = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         if self.time is not None:
             x = self._double_frames(x, past)
+        if self.space is None:
+            return x
         b = x.shape[0]
         y = F.interpolate(rearrange(x, "b c f h w -> (b f) c h w"), scale_factor=2.0, mode="nearest-exact")
         return rearrange(self.space(y), "(b f) c h w -> b c f h w", b=b)

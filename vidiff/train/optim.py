@@ -1,4 +1,4 @@
-"""Learning rates and the optimizer."""
+"""Learning rates and optimizers."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from vidiff.errors import ConfigError
+from vidiff.train.muon import Muon
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, 2019) and the course of its learning rate."""
+    """AdamW (Loshchilov & Hutter, 2019), Muon for the matrices where wanted, and the course of the learning rate."""
 
     lr: float = 1e-4
+    muon_lr: float | None = None  # matrices and kernels are trained by Muon at this rate; None: by AdamW as the rest
     decay: Literal["constant", "cosine", "linear_tail"] = "constant"  # linear_tail: constant, then down to final_lr
     warmup_steps: int = 100
     tail_steps: int = 0  # linear_tail: steps of the way down
@@ -31,10 +33,10 @@ class OptimizerConfig:
             raise ConfigError("decay: linear_tail needs tail_steps")
 
 
-def lr_at(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """Return the learning rate of ``step``, a pure function, so that resuming cannot shift it."""
+def lr_factor(step: int, max_steps: int, config: OptimizerConfig) -> float:
+    """Return the learning rate of ``step`` as a fraction of its peak, a pure function: resuming cannot shift it."""
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     match config.decay:
         case "constant":
             remaining = 1.0
@@ -43,14 +45,31 @@ def lr_at(step: int, max_steps: int, config: OptimizerConfig) -> float:
             remaining = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         case "linear_tail":
             remaining = min(1.0, max(0, max_steps - step) / config.tail_steps)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * remaining)
+    return config.final_lr + (1 - config.final_lr) * remaining
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return the optimizer of ``model``; only tensors with two or more axes decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=config.betas, fused=True)
+class Optimizers:
+    """The optimizers of one model: AdamW and, where wanted, Muon. Only tensors with two or more axes decay."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices, rest = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        decay = config.weight_decay
+        groups = [{"params": rest, "weight_decay": 0.0}]
+        self.members: dict[str, torch.optim.Optimizer] = {}
+        if config.muon_lr is None:
+            groups.append({"params": matrices, "weight_decay": decay})
+        else:
+            self.members["muon"] = Muon(matrices, config.muon_lr, weight_decay=decay)
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.members["adamw"] = torch.optim.AdamW(groups, config.lr, betas=config.betas, fused=True)
+        self._peaks = {"adamw": config.lr, "muon": config.muon_lr or 0.0}
+
+    def step(self, factor: float) -> None:
+        """Update the weights at ``factor`` times the peak learning rates and clear the gradients."""
+        for name, optimizer in self.members.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self._peaks[name]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ class Stage(Protocol):
         """Return these samples; whatever is random about them follows from ``seed``."""
         ...
 
-    def loss(self, player: str, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalar losses of one of the models; ``total`` is minimized, the rest are logged."""
         ...
 

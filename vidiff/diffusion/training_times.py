@@ -1,0 +1,49 @@
+"""How the time of each training sample is drawn."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """Independent and uniform over [0, 1)."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return ``batch`` times, (B,), float32, on the generator's device."""
+        return torch.rand(batch, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class StratifiedTimes:
+    """One time in each of B equal parts of [0, 1), in random order: uniform, with less variance in the loss
+    (Kingma et al., 2021, appendix I.1)."""
+
+    kind: Literal["stratified"] = "stratified"
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return ``batch`` times, (B,), float32, on the generator's device."""
+        within = torch.rand(batch, generator=generator, device=generator.device)
+        part = torch.randperm(batch, generator=generator, device=generator.device)
+        return (part + within) / batch
+
+
+@dataclass(frozen=True)
+class LogitNormalTimes:
+    """Sigmoid of a normal variable: more of the middle (Esser et al., 2024, equation 19)."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return ``batch`` times, (B,), float32, on the generator's device."""
+        normal = torch.randn(batch, generator=generator, device=generator.device)
+        return torch.sigmoid(self.mean + self.std * normal)
+
+
+TrainingTimes = UniformTimes | StratifiedTimes | LogitNormalTimes

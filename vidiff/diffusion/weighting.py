@@ -1,0 +1,71 @@
+"""Loss weights by signal-to-noise ratio.
+
+The error that a network makes in its own target is a multiple of its error in x_0. A weighting decides what one
+unit of squared error counts and divides that multiple out again, so it means the same for every prediction.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+
+from vidiff.diffusion.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class SimpleWeighting:
+    """Every time counts the same in the network's own target (Ho et al., 2020, equation 14)."""
+
+    kind: Literal["simple"] = "simple"
+
+    def weights(self, log_snr: Tensor, predicts: Prediction) -> Tensor:
+        """Return the factors of the squared errors, of log_snr's shape."""
+        return torch.ones_like(log_snr)
+
+
+@dataclass(frozen=True)
+class MinSNRWeighting:
+    """Squared error of x_0 times min(SNR, gamma) (Hang et al., 2023, equation 8)."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = 5.0
+
+    def weights(self, log_snr: Tensor, predicts: Prediction) -> Tensor:
+        """Return the factors of the squared errors in the network's target, of log_snr's shape."""
+        # min(SNR, gamma) / m(SNR), with SNR kept finite: both ends have finite limits for eps, v and flow.
+        snr = log_snr.clamp(-60, 60).exp()
+        return snr.clamp(max=self.gamma) / _per_x0_error(predicts, snr)
+
+
+@dataclass(frozen=True)
+class VelocityWeighting:
+    """Squared error as v would have it, SNR + 1 in x_0, with the SNR cut at ``max_snr``.
+
+    Lets a network predict x_0 and still learn at every noise level, as v does (Li & He, 2025).
+    """
+
+    kind: Literal["velocity"] = "velocity"
+    max_snr: float = 100.0
+
+    def weights(self, log_snr: Tensor, predicts: Prediction) -> Tensor:
+        """Return the factors of the squared errors in the network's target, of log_snr's shape."""
+        snr = log_snr.clamp(-60, 60).exp()
+        return (snr.clamp(max=self.max_snr) + 1) / _per_x0_error(predicts, snr)
+
+
+Weighting = SimpleWeighting | MinSNRWeighting | VelocityWeighting
+
+
+def _per_x0_error(predicts: Prediction, snr: Tensor) -> Tensor:
+    """Return the squared error in the target for a unit of it in x_0, on a variance-preserving schedule."""
+    match predicts:
+        case "eps":
+            return snr
+        case "x0":
+            return torch.ones_like(snr)
+        case "v":
+            return snr + 1
+        case "flow":
+            return (snr.sqrt() + 1).square()
+    assert_never(predicts)

@@ -1,0 +1,107 @@
+"""A trained model as a folder: what `generate` reads and a recipe leaves behind.
+
+    config.yaml  model.safetensors                 denoiser: backbone, schedule, text encoder, sampling defaults
+    autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vidiff import checkpoint, config
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.guidance import Guidance
+from vidiff.diffusion.prediction import Prediction
+from vidiff.diffusion.schedule import CosineSchedule, Schedule
+from vidiff.errors import CheckpointError, ConfigError
+from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
+from vidiff.models.build import BackboneConfig, build_backbone
+from vidiff.models.dit import DiTConfig
+from vidiff.sampling.solvers import DPMpp2M, Solver
+from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
+from vidiff.types import LatentSpec, Size
+
+AUTOENCODER = "autoencoder"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Defaults of sampling; they belong to the model, not to the command."""
+
+    solver: Solver = field(default_factory=DPMpp2M)
+    num_steps: int = 30
+    guidance: Guidance = field(default_factory=Guidance)
+    negative: str = ""  # empty: the learned null text
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What ``config.yaml`` of a model folder says."""
+
+    name: str = "model"
+    format: Literal[1] = 1
+    backbone: BackboneConfig = field(default_factory=DiTConfig)
+    text: TextEncoderConfig = field(default_factory=MiniLMConfig)
+    text_dim: int = 384
+    schedule: Schedule = field(default_factory=CosineSchedule)
+    predicts: Prediction = "v"
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    size: Size = field(default_factory=lambda: Size(17, 64, 64, 12.0))  # what it was trained on, and the default
+    frames: tuple[int, int] = (1, 17)  # fewest and most frames it was trained on
+
+    def denoiser(self, latents: LatentSpec) -> Denoiser:
+        """Return the untrained denoiser."""
+        backbone = build_backbone(self.backbone, latents, self.text_dim)
+        return Denoiser(backbone, self.schedule, self.predicts, self.text_dim)
+
+
+def save_autoencoder(folder: Path, vae: VideoVAE, dtype: torch.dtype | None = None) -> None:
+    """Write an autoencoder's config and weights; its statistics stay float32."""
+    exact = ("latent_mean", "latent_std", "preview_weight", "preview_bias")
+    tensors = {
+        name: value if dtype is None or name in exact else value.to(dtype) for name, value in vae.state_dict().items()
+    }
+    checkpoint.save_model(folder, config.to_dict(vae.config), tensors)
+
+
+def load_autoencoder(folder: Path) -> VideoVAE:
+    """Return the autoencoder of a folder, float32, on the CPU.
+
+    Raises:
+        CheckpointError: if the weights are missing, damaged or do not fit the config.
+        ConfigError: if the config is not valid.
+    """
+    return _filled(VideoVAE, read_config(VideoVAEConfig, folder), folder)
+
+
+def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:
+    """Return the denoiser of a model folder, float32, on the CPU; raises as `load_autoencoder`."""
+    return _filled(settings.denoiser, latents, folder)
+
+
+def read_config(cls: type, folder: Path) -> Any:
+    """Return the checked config of a model folder.
+
+    Raises:
+        CheckpointError: if there is no such folder or it holds no model.
+        ConfigError: if the config is not valid.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no model here (config.yaml is missing)")
+    return config.load(cls, path)
+
+
+def _filled(build: Any, argument: Any, folder: Path) -> Any:
+    """Build a module without drawing its initial weights, and read those of ``folder`` into it."""
+    with torch.random.fork_rng(devices=[]):  # initialization must not move the caller's global stream
+        module = build(argument)
+    checkpoint.load_weights(module, folder)
+    return module.eval().requires_grad_(False)
+

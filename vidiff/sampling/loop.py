@@ -1,0 +1,69 @@
+"""The sampling loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidiff.diffusion.guidance import DenoiseFn
+from vidiff.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """What one step hands to the next."""
+
+    x: Tensor  # latents at the current time, (B, C, f, h, w)
+    x_0: Tensor | None = None  # the last estimate, for multistep solvers and previews
+    t: Tensor | None = None  # the time of that estimate, ()
+
+
+class Step(Protocol):
+    """One step of a solver from time ``t`` to an earlier time ``s``, both () and float64."""
+
+    def __call__(
+        self,
+        denoise: DenoiseFn,
+        schedule: NoiseSchedule,
+        state: SolverState,
+        t: Tensor,
+        s: Tensor,
+        randn: Callable[[], Tensor] | None = None,
+    ) -> SolverState: ...
+
+
+@torch.no_grad()
+def sample(
+    denoise: DenoiseFn,
+    schedule: NoiseSchedule,
+    solver: Step,
+    noise: Tensor,
+    times: Tensor,
+    *,
+    randn: Callable[[], Tensor] | None = None,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Tensor:
+    """Integrate from noise to data.
+
+    Args:
+        denoise: estimates x_0.
+        schedule: the one the denoiser was trained on.
+        solver: takes one step; see `vidiff.sampling.solvers`.
+        noise: standard normal latents, (B, C, f, h, w).
+        times: falling times, (num_steps + 1,), float64.
+        randn: draws fresh noise of the latents' shape, for stochastic solvers.
+        on_step: called as (steps done, num_steps, estimate of x_0) after each step.
+
+    Returns:
+        Clean latents, (B, C, f, h, w).
+    """
+    num_steps = len(times) - 1
+    _, sigma = schedule.alpha_sigma(times[0])
+    state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
+    for index in range(num_steps):
+        state = solver(denoise, schedule, state, times[index], times[index + 1], randn)
+        if on_step is not None:
+            on_step(index + 1, num_steps, state.x if state.x_0 is None else state.x_0)
+    return state.x

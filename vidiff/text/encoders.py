@@ -1,0 +1,195 @@
+"""Text encoders: prompts to token states, by pretrained transformers.
+
+Weights are read from safetensors only, tokenizers from ``tokenizer.json``; no code comes with either.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vidiff.errors import CheckpointError, ConfigError
+from vidiff.files import sha256_of
+from vidiff.text import sources
+from vidiff.text.cleaning import cleaned
+from vidiff.types import TextEmbedding
+
+
+class TruncationWarning(UserWarning):
+    """A prompt was longer than the encoder can read; the message shows the words that were cut."""
+
+
+@dataclass(frozen=True)
+class MiniLMConfig:
+    """The MiniLM of the ``offline`` extra: all-MiniLM-L6-v2, 384 wide (Wang et al., 2020)."""
+
+    kind: Literal["minilm"] = "minilm"
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """A CLIP text tower (Radford et al., 2021)."""
+
+    kind: Literal["clip"] = "clip"
+    source: str = ""  # a folder, or a hub id
+    revision: str | None = None  # the commit of a hub id, 40 hexadecimal digits
+    tokenizer: str = "."  # folder of tokenizer.json, relative to the source's
+    allow_download: bool = False
+    max_tokens: int = 77
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The encoder of a T5 (Raffel et al., 2020) or UMT5 (Chung et al., 2023)."""
+
+    kind: Literal["t5"] = "t5"
+    source: str = ""
+    revision: str | None = None
+    tokenizer: str = "."
+    allow_download: bool = False
+    max_tokens: int = 512
+    pad: Literal["longest", "max"] = "longest"  # max: zeros up to max_tokens, as Wan wants it
+    clean: bool = True  # prompts cleaned as Wan's are
+
+
+TextEncoderConfig = MiniLMConfig | CLIPTextConfig | T5Config
+
+
+class PretrainedTextEncoder:
+    """A transformer's last hidden states, one for each token."""
+
+    def __init__(self, config: TextEncoderConfig, folder: Path, tokenizer: Path, model: nn.Module, dim: int):
+        from tokenizers import Tokenizer
+
+        self.config, self.folder, self.model, self.dim = config, folder, model.eval().requires_grad_(False), dim
+        self.max_tokens = config.max_tokens
+        if self.max_tokens < 3:
+            raise ConfigError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise CheckpointError(f"{tokenizer}: not a tokenizer: {error}") from error
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self.max_tokens)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and settings, for caches."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            digest.update(sha256_of(path).encode())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """Embed ``prompts``: tokens (B, L, dim), zero where masked.
+
+        A prompt beyond ``max_tokens`` raises a `TruncationWarning` with the words that were cut.
+        """
+        if isinstance(self.config, T5Config) and self.config.clean:
+            prompts = [cleaned(prompt) for prompt in prompts]
+        rows = [self._token_ids(prompt) for prompt in prompts]
+        device = next(self.model.parameters()).device
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        embedding = TextEmbedding(states * mask[..., None], mask)
+        pad_to = self.max_tokens if isinstance(self.config, T5Config) and self.config.pad == "max" else 0
+        return embedding.padded(pad_to)
+
+    def _token_ids(self, prompt: str) -> list[int]:
+        encoding = self.tokenizer.encode(prompt)
+        if encoding.overflowing:
+            rest = encoding.overflowing[0]
+            start = next(span[0] for span, special in zip(rest.offsets, rest.special_tokens_mask, strict=True) if not special)
+            cut = prompt[start:]
+            warnings.warn(
+                f"the prompt is longer than {self.max_tokens} tokens; these words were cut: {cut.strip()}",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return encoding.ids
+
+
+def build_text_encoder(
+    config: TextEncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> PretrainedTextEncoder:
+    """Return the pretrained text encoder that ``config`` names.
+
+    Raises:
+        ConfigError: if the source is not a folder or a hub id at a pinned revision.
+        CheckpointError: if the weights are missing, not safetensors, incomplete or not the published ones.
+    """
+    match config:
+        case MiniLMConfig():
+            folder = sources.bundled_minilm()
+            tokenizer = folder
+        case CLIPTextConfig() | T5Config():
+            folder = sources.resolved(config.source, config.revision, config.allow_download)
+            tokenizer = (folder / config.tokenizer).resolve()
+    model = _load(config, folder)
+    dim = model.config.d_model if isinstance(config, T5Config) else model.config.hidden_size
+    return PretrainedTextEncoder(config, folder, tokenizer / "tokenizer.json", model.to(device, dtype), dim)
+
+
+def _load(config: TextEncoderConfig, folder: Path) -> Any:
+    """Read the weights; the classes are imported here because importing them takes a second."""
+    cls: Any
+    arguments: dict[str, Any] = {}
+    match config:
+        case MiniLMConfig():
+            from transformers.models.bert.modeling_bert import BertModel
+
+            cls, arguments = BertModel, {"add_pooling_layer": False}
+        case CLIPTextConfig():
+            from transformers.models.clip.modeling_clip import CLIPTextModel
+
+            cls = CLIPTextModel
+        case T5Config():
+            if sources.model_type(folder) == "umt5":
+                from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+                cls = UMT5EncoderModel
+            else:
+                from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+                cls = T5EncoderModel
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no safetensors weights; pickled weights are never read")
+    try:
+        with _quiet():
+            model, report = cls.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **arguments
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: cannot be read as {cls.__name__}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        problem = f"missing {', '.join(missing[:5])}" if missing else "tensors of the wrong shape"
+        raise CheckpointError(f"{folder}: weights do not fit {cls.__name__}: {problem}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing its own progress and reports while it loads; what matters is checked here."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,93 @@
+"""Latents and text states on disk, computed once for a given model and given data.
+
+The folder's name holds the fingerprints of all that decides its content, so a changed model or preprocessing never
+meets stale numbers. Parts are written whole, one by one: a killed run goes on where it stopped.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vidiff.checkpoint import read_tensors, write_tensors
+from vidiff.data.dataset import ClipDataset
+from vidiff.files import atomic_path
+from vidiff.models.autoencoder import VideoVAE
+from vidiff.train.autoencoder_stage import to_video
+from vidiff.types import TextEmbedding, TextEncoder
+
+_PART = 128  # clips or captions in one file
+
+
+def cached_latents(root: Path, vae: VideoVAE, vae_hash: str, data: ClipDataset, console: Console) -> Tensor:
+    """Return the normalized latents of every clip, float16 (N, C, f, h, w), the posterior's means."""
+
+    @torch.no_grad()
+    def encode(indices: list[int]) -> dict[str, Tensor]:
+        device = vae.latent_mean.device
+        # One clip at a time: equal bytes whatever the parts, and memory stays small.
+        latents = [vae.encode(to_video(data.clip(index)[None]).to(device)) for index in indices]
+        return {"latents": torch.cat(latents).half().cpu()}
+
+    folder = root / f"latents-{_digest(vae_hash, data.fingerprint)}"
+    parts = _parts(folder, len(data), encode, "encoding clips", console)
+    return torch.cat([part["latents"] for part in parts])
+
+
+@dataclass(frozen=True)
+class CachedText:
+    """Token states of all captions of all clips, one after the other."""
+
+    tokens: Tensor  # (sum of lengths, D), float16
+    starts: Tensor  # (M + 1,), int64: caption m holds tokens[starts[m] : starts[m + 1]]
+    captions: list[str]  # M
+    first: list[int]  # N + 1: clip i has the captions first[i] ... first[i + 1] - 1
+
+    def embedding(self, captions: list[int]) -> TextEmbedding:
+        """Return the states of these captions, padded to the longest."""
+        spans = [self.tokens[self.starts[m] : self.starts[m + 1]].float() for m in captions]
+        tokens = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True)
+        lengths = torch.tensor([len(span) for span in spans])
+        return TextEmbedding(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
+
+
+def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: ClipDataset, console: Console) -> CachedText:
+    """Return the token states of every caption."""
+    by_clip = [data.captions(index) for index in range(len(data))]
+    captions = [caption for one in by_clip for caption in one]
+
+    @torch.no_grad()
+    def encode(indices: list[int]) -> dict[str, Tensor]:
+        embedding = encoder.encode([captions[index] for index in indices])
+        mask = embedding.mask.cpu()
+        return {"tokens": embedding.tokens.cpu()[mask].half(), "lengths": mask.sum(1)}
+
+    folder = root / f"text-{_digest(encoder_hash, data.fingerprint)}"
+    parts = _parts(folder, len(captions), encode, "encoding captions", console)
+    lengths = torch.cat([part["lengths"] for part in parts])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    counts = torch.tensor([0, *(len(one) for one in by_clip)]).cumsum(0)
+    return CachedText(torch.cat([part["tokens"] for part in parts]), starts, captions, counts.tolist())
+
+
+def _parts(
+    folder: Path, count: int, compute: Callable[[list[int]], dict[str, Tensor]], what: str, console: Console
+) -> list[dict[str, Tensor]]:
+    spans = [list(range(start, min(start + _PART, count))) for start in range(0, count, _PART)]
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(spans))]
+    missing = [(path, span) for path, span in zip(paths, spans, strict=True) if not path.is_file()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, span in track(missing, what, console=console, disable=not missing or not console.is_terminal):
+        with atomic_path(path) as temporary:
+            write_tensors(temporary, compute(span))
+    return [read_tensors(path) for path in paths]
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""Training a denoiser on cached latents: single frames, clips, or both."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vidiff.config import to_dict
+from vidiff.data.dataset import ClipDataset
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.guidance import guided
+from vidiff.diffusion.prediction import Prediction, check_prediction
+from vidiff.diffusion.schedule import CosineSchedule, Schedule, log_snr
+from vidiff.diffusion.training_times import StratifiedTimes, TrainingTimes
+from vidiff.diffusion.weighting import SimpleWeighting, Weighting
+from vidiff.errors import ConfigError
+from vidiff.model_folder import ModelConfig, SamplingConfig
+from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.build import BackboneConfig
+from vidiff.models.dit import DiTConfig
+from vidiff.sampling.loop import sample
+from vidiff.sampling.noise import SeededNoise
+from vidiff.sampling.times import uniform_times
+from vidiff.train.autoencoder_stage import to_uint8
+from vidiff.train.cache import CachedText
+from vidiff.train.trainer import TrainerConfig
+from vidiff.types import Batch, Conditioning
+
+
+@dataclass(frozen=True)
+class DenoiserStageConfig:
+    """A stage that trains a text-to-video denoiser."""
+
+    kind: Literal["denoiser"] = "denoiser"
+    name: str = "video"
+    autoencoder: str = "vae"  # an earlier stage
+    starts_from: str | None = None  # an earlier stage whose weights are the start
+    backbone: BackboneConfig = field(default_factory=DiTConfig)
+    schedule: Schedule = field(default_factory=CosineSchedule)
+    predicts: Prediction = "v"
+    times: TrainingTimes = field(default_factory=StratifiedTimes)
+    weighting: Weighting = field(default_factory=SimpleWeighting)
+    drop_text: float = 0.1  # how often the text is replaced by the learned null text
+    single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("drop_text", "single_frames"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        check_prediction(self.predicts, self.schedule)
+
+
+class DenoiserStage:
+    """Denoising loss over (latents, caption, t, eps), with text dropped for classifier-free guidance."""
+
+    def __init__(
+        self,
+        config: DenoiserStageConfig,
+        model_config: ModelConfig,
+        data: ClipDataset,
+        latents: Tensor,
+        text: CachedText,
+        vae: VideoVAE,
+    ):
+        self.config, self.data, self.latents, self.text, self.vae = config, data, latents, text, vae
+        self.name, self.size = config.name, len(data)
+        self.sampling: SamplingConfig = model_config.sampling
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.trainer.seed)
+            self.denoiser: Denoiser = model_config.denoiser(vae.latents)
+        self.models: dict[str, nn.Module] = {"model": self.denoiser}
+        settings = to_dict(config)
+        del settings["trainer"]
+        self.identity: dict[str, Any] = {"stage": settings, "data": data.fingerprint}
+
+    def batch(self, indices: list[int], seed: int) -> Batch:
+        rng = np.random.default_rng(seed)
+        latents = self.latents[indices].float()
+        first_frame = None
+        if rng.random() < self.config.single_frames:
+            frames = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
+            latents = latents[torch.arange(len(indices)), :, frames].unsqueeze(2)
+            first_frame = frames
+        captions = [int(rng.integers(self.text.first[i], self.text.first[i + 1])) for i in indices]
+        return Batch(
+            [self.data.key(index) for index in indices],
+            latents=latents,
+            text=self.text.embedding(captions),
+            captions=[self.text.captions[m] for m in captions],
+            first_frame=first_frame,
+        )
+
+    def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.latents is not None and batch.text is not None
+        x_0, device = batch.latents, generator.device
+        t = self.config.times.draw(len(x_0), generator)
+        eps = torch.randn(x_0.shape, generator=generator, device=device)
+        drop = torch.rand(len(x_0), generator=generator, device=device) < self.config.drop_text
+        cond = Conditioning(batch.text, batch.first_frame).drop_text(drop, self.denoiser.null_text(len(x_0)))
+        loss = self.denoiser.loss(x_0, eps, t, cond)
+        weights = self.config.weighting.weights(log_snr(self.config.schedule, t), self.config.predicts)
+        return {"total": (loss * weights.to(loss)).mean(), "mse": loss.detach().mean()}
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return clips of the first captions, few steps, from fixed noise."""
+        assert isinstance(model, Denoiser)
+        count, device = min(2, self.size), next(model.parameters()).device
+        captions = [self.text.first[i] for i in range(count)]
+        first = torch.zeros(count, dtype=torch.int64, device=device)
+        cond = Conditioning(self.text.embedding(captions).to(device), first)
+        denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
+        shape = list(self.latents.shape[1:])
+        if self.config.single_frames == 1:
+            shape[1] = 1
+        noise = SeededNoise(range(count)).randn(*shape).to(device)
+        latents = sample(denoise, self.config.schedule, self.sampling.solver, noise, uniform_times(12))
+        clips = to_uint8(self.vae.to(device).decode(latents)).cpu()
+        return {self.data.key(i): clips[i] for i in range(count)}
+
+    def finish(self, model: nn.Module) -> None:
+        """Nothing is left to do: statistics belong to the autoencoder."""
