@@ -1,7 +1,7 @@
 """A trained model as a folder: what `generate` reads and a recipe leaves behind.
 
-    config.yaml  model.safetensors                 denoiser: backbone, schedule, text encoder, sampling defaults
-    autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
+config.yaml  model.safetensors                 denoiser: backbone, schedule, text encoder, sampling defaults
+autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
 """
 
 from dataclasses import dataclass, field
@@ -104,4 +104,3 @@ def _filled(build: Any, argument: Any, folder: Path) -> Any:
         module = build(argument)
     checkpoint.load_weights(module, folder)
     return module.eval().requires_grad_(False)
-

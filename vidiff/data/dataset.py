@@ -41,6 +41,12 @@ class ClipDataset:
             digest.update(f"{key}{member.size}".encode())
         self.fingerprint = digest.hexdigest()
 
+    @property
+    def fps(self) -> float:
+        """The frame rate of most clips."""
+        rates = [float(meta.get("fps", 12)) for _, _, meta in self.samples]
+        return max(set(rates), key=rates.count)
+
     def __len__(self) -> int:
         return len(self.samples)
 

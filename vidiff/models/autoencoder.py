@@ -56,7 +56,9 @@ class VideoVAEConfig:
                 f"{len(self.dim_mult) - 1}, got {len(self.temporal_downsample)}"
             )
         if self.spatial_downsample is not None and len(self.spatial_downsample) != len(self.temporal_downsample):
-            raise ConfigError(f"spatial_downsample needs {len(self.temporal_downsample)} entries, as temporal_downsample")
+            raise ConfigError(
+                f"spatial_downsample needs {len(self.temporal_downsample)} entries, as temporal_downsample"
+            )
         for coarse, fine in zip(self.dim_mult[:0:-1], self.dim_mult[-2::-1], strict=True):
             if coarse not in (fine, 2 * fine):
                 raise ConfigError(f"dim_mult may stay or double from level to level, got {self.dim_mult}")
@@ -238,7 +240,9 @@ class VideoVAE(nn.Module):
         """Return the clip (B, 3, F, H, W) in [-1, 1] of normalized latents (B, C, f, h, w)."""
         return self.reconstruct(self.denormalize(latents)).float().clamp(-1, 1)
 
-    def encode_stream(self, video: Tensor, chunk: int = 1, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    def encode_stream(
+        self, video: Tensor, chunk: int = 1, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
         """Encode piece by piece: the first frame, then ``chunk`` latent frames at a time; pieces add up to `encode`."""
         self.latents.shape(*video.shape[2:])
         past: Past = {}

@@ -110,7 +110,9 @@ class PretrainedTextEncoder:
         encoding = self.tokenizer.encode(prompt)
         if encoding.overflowing:
             rest = encoding.overflowing[0]
-            start = next(span[0] for span, special in zip(rest.offsets, rest.special_tokens_mask, strict=True) if not special)
+            start = next(
+                span[0] for span, special in zip(rest.offsets, rest.special_tokens_mask, strict=True) if not special
+            )
             cut = prompt[start:]
             warnings.warn(
                 f"the prompt is longer than {self.max_tokens} tokens; these words were cut: {cut.strip()}",

@@ -105,7 +105,9 @@ class _Run:
         self.accelerator = _accelerator(config)
         share = config.accumulate * self.accelerator.num_processes
         if config.batch_size % share:
-            raise ConfigError(f"batch_size {config.batch_size} cannot be shared by {share} parts (processes x accumulate)")
+            raise ConfigError(
+                f"batch_size {config.batch_size} cannot be shared by {share} parts (processes x accumulate)"
+            )
         self.micro = config.batch_size // share
         self.log = RunLog(run_dir, stage.name, config.max_steps, config.batch_size, console)
         self.step = 0
@@ -255,7 +257,12 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         return None if value is None else value.to(device)
 
     return Batch(
-        batch.keys, moved(batch.video), moved(batch.latents), moved(batch.text), batch.captions, moved(batch.first_frame)
+        batch.keys,
+        moved(batch.video),
+        moved(batch.latents),
+        moved(batch.text),
+        batch.captions,
+        moved(batch.first_frame),
     )
 
 

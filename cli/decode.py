@@ -1,0 +1,32 @@
+"""``vidiff decode``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidiff.cli.output import note, result, terminated_as_interrupt
+
+
+def decode(
+    run: Annotated[Path, typer.Argument(help="Folder that generate kept, .vidiff/NAME beside its output.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default where it was to go.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the model it was sampled with.")] = None,
+    format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
+) -> None:
+    """Decode the latents of an earlier generate again: after a crash, or into another format.
+
+    Example:
+
+      vidiff decode clips/.vidiff/orc-0-1a2b3c4d -o orc.gif
+    """
+    with terminated_as_interrupt():
+        from vidiff.cli.devices import chosen_device
+        from vidiff.generation import read_run, redecode
+        from vidiff.pipeline import find_model, load
+
+        recipe, latents = read_run(run)
+        pipeline = load(find_model(model or recipe["model"]), chosen_device(device))
+        made = redecode(pipeline, recipe, latents, run, output, format, note=note)
+        result(None, str(made.job.output), as_json=False)

@@ -1,0 +1,36 @@
+"""Which device and precision a command runs in."""
+
+import re
+
+import torch
+
+from vidiff.errors import ConfigError, did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """Return the named device, or the best there is.
+
+    Raises:
+        ConfigError: if this machine has no such device.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("mps: this machine has no such device; use --device cpu")
+    return device
+
+
+def checked_dtype(name: str) -> str:
+    """Return ``name`` if it is a dtype that networks run in; raise a ConfigError if not."""
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}.{did_you_mean(name, DTYPES)} Use one of {', '.join(DTYPES)}.")
+    return name

@@ -1,0 +1,176 @@
+"""``vidiff generate``"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidiff.cli.output import console, note, result, terminated_as_interrupt, warn
+
+if TYPE_CHECKING:
+    from vidiff.generation import Job, Result, Settings
+    from vidiff.pipeline import Pipeline
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
+    model: Annotated[str, typer.Option(help="Bundled model, or a model folder.")] = "sprites",
+    negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same clip.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, euler or heun.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Clips of this prompt, at seeds SEED, SEED + 1, ...")] = 1,
+    from_file: Annotated[
+        Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips sampled together.")] = 1,
+    format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
+    upscale: Annotated[
+        int | None, typer.Option(min=1, help="Repeat pixels N times; small clips default to a visible size.")
+    ] = None,
+    contact_sheet: Annotated[Path | None, typer.Option(help="Also write all frames as one PNG.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default the best there is.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    preview: Annotated[bool, typer.Option("--preview", help="Show the clip in the terminal while it forms.")] = False,
+    settings: Annotated[bool, typer.Option("--settings", help="Print every resolved setting on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make clips that show what the prompt says.
+
+    Examples:
+
+      vidiff generate "a dark-skinned woman in a red robe walking right, on a grass background"
+
+      vidiff generate "an orc casting a spell" --num 4 --seed 7 -o orcs/ --format gif
+
+      vidiff generate --from-file prompts.txt -o clips/ --batch 8
+    """
+    with terminated_as_interrupt():
+        from vidiff.cli import jobs as planning
+
+        planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
+        waiting = [job for job in planned if not planning.is_finished(job)] if from_file else planned
+        for job in waiting:
+            planning.check_writable(job.output)
+        if len(waiting) < len(planned):
+            note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
+        made: list[dict[str, Any]] = []
+        if waiting:
+            pipeline = _load(model, device)
+            shared = _settings(
+                pipeline, model, steps, guidance, sampler, frames, fps, size, format, waiting, upscale, dtype
+            )
+            if negative is None:
+                waiting = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in waiting]
+            made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
+        if json:
+            result(made, "", as_json=True)
+
+
+def _load(model: str, device: str | None) -> "Pipeline":
+    from vidiff.cli.devices import chosen_device
+    from vidiff.pipeline import find_model, load
+
+    folder = find_model(model)
+    chosen = chosen_device(device)
+    with console.status(f"loading {model}"):
+        return load(folder, chosen)
+
+
+def _settings(
+    pipeline: "Pipeline",
+    model: str,
+    steps: int | None,
+    scale: float | None,
+    sampler: str | None,
+    frames: int | None,
+    fps: float | None,
+    size: str | None,
+    format: str | None,
+    jobs: "list[Job]",
+    upscale: int | None,
+    dtype: str,
+) -> "Settings":
+    """Fill what the command left open from the model's own defaults."""
+    from vidiff.cli.devices import checked_dtype
+    from vidiff.data.video_write import format_of
+    from vidiff.generation import Settings, resolve_size
+    from vidiff.sampling.solvers import solver_by_name
+
+    sampling = pipeline.config.sampling
+    sampling = replace(
+        sampling,
+        solver=sampling.solver if sampler is None else solver_by_name(sampler),
+        num_steps=sampling.num_steps if steps is None else steps,
+        guidance=sampling.guidance if scale is None else replace(sampling.guidance, scale=scale),
+    )
+    resolved, warnings = resolve_size(pipeline, frames, fps, size)
+    for text in warnings:
+        warn(text)
+    visible = max(1, 256 // max(resolved.height, resolved.width))
+    return Settings(
+        model=model,
+        size=resolved,
+        sampling=sampling,
+        format=format_of(jobs[0].output, format),
+        upscale=visible if upscale is None else upscale,
+        dtype=checked_dtype(dtype),
+        device=str(pipeline.device),
+    )
+
+
+def _make(
+    pipeline: "Pipeline",
+    jobs: "list[Job]",
+    shared: "Settings",
+    batch: int,
+    preview: bool,
+    show_settings: bool,
+    as_json: bool,
+    contact_sheet: Path | None,
+) -> list[dict[str, Any]]:
+    """Generate ``batch`` clips at a time and report each as soon as its file is there."""
+    from vidiff.cli.progress import sampling_progress
+    from vidiff.generation import generate as make
+    from vidiff.generation import recipe_of
+
+    made = []
+    for start in range(0, len(jobs), batch):
+        now = jobs[start : start + batch]
+        if show_settings:
+            from vidiff import yaml12
+
+            note(yaml12.dump(recipe_of(pipeline, now[0], shared)))
+        with sampling_progress(pipeline, f"clip {start + 1} of {len(jobs)}", preview) as on_step:
+            finished = make(pipeline, now, shared, on_step=on_step, note=note)
+        for one in finished:
+            if contact_sheet is not None and len(jobs) == 1:
+                _write_sheet(one, contact_sheet)
+            made.append(_report(one))
+            if not as_json:
+                result(None, f"{one.job.output}  {one.seconds:.1f} s  seed {one.job.seed}", as_json=False)
+    return made
+
+
+def _write_sheet(one: "Result", path: Path) -> None:
+    from vidiff.data.video_write import contact_sheet, write_png
+
+    write_png(path, contact_sheet(one.frames))
+
+
+def _report(one: "Result") -> dict[str, Any]:
+    return {
+        "path": str(one.job.output),
+        "prompt": one.job.prompt,
+        "negative": one.job.negative,
+        "seed": one.job.seed,
+        "seconds": round(one.seconds, 3),
+        "run": str(one.run),
+        "frames_sha256": one.frames_sha256,
+    }

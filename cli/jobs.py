@@ -1,0 +1,148 @@
+"""From the arguments of ``generate`` to the clips to make and where they go."""
+
+import json
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidiff.data.video_write import format_of, suffix_of
+from vidiff.errors import ConfigError, DataError, ResourceError
+from vidiff.generation import Job
+
+_MAX_PROMPT = 2_000
+_MAX_PROMPTS = 100_000
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: str
+    id: str
+    negative: str | None = None
+    seed: int | None = None
+
+
+def plan(
+    prompt: str | None,
+    from_file: Path | None,
+    output: Path | None,
+    negative: str | None,
+    seed: int,
+    num: int,
+    format: str | None,
+) -> list[Job]:
+    """Return the clips to make, checked.
+
+    Raises:
+        ConfigError: for an empty prompt, or arguments that contradict one another.
+        DataError: if the prompt file cannot be read.
+    """
+    if (prompt is None) == (from_file is None):
+        raise ConfigError("give a prompt or --from-file, one of the two")
+    if from_file is not None:
+        folder = Path("clips") if output is None else output
+        suffix = suffix_of(format_of(Path("x.mp4"), format))
+        return [
+            Job(
+                row.prompt,
+                row.seed if row.seed is not None else seed,
+                folder / f"{row.id}{suffix}",
+                row.negative or negative or "",
+            )
+            for row in _rows(from_file)
+        ]
+    assert prompt is not None
+    text = _checked(prompt, "the prompt")
+    named = output is not None and (output.suffix != "" or format == "frames")
+    if num > 1 and named and output is not None and format != "frames":
+        raise ConfigError(f"{output}: --num {num} needs a folder, not one file")
+    if named and output is not None and num == 1:
+        format_of(output, format)
+        return [Job(text, seed, output, negative or "")]
+    suffix = suffix_of(format_of(Path("x.mp4"), format))
+    folder = output or Path(".")
+    return [Job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative or "") for i in range(num)]
+
+
+def is_finished(job: Job) -> bool:
+    """Return whether the file is there already and says that it shows this prompt at this seed."""
+    if not job.output.exists():
+        return False
+    from vidiff.data.metadata import read_metadata
+
+    found = read_metadata(job.output) or {}
+    return found.get("prompt") == job.prompt and found.get("seed") == job.seed
+
+
+def check_writable(path: Path) -> None:
+    """Raise a ResourceError now if ``path`` could not be written later; make its folder."""
+    folder = path.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ResourceError(f"{path}: cannot be written: {folder} is not writable")
+
+
+def slug(text: str) -> str:
+    """Return a short file name for a prompt: ASCII letters, digits and dashes."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:48].strip("-") or "clip"
+
+
+def _rows(path: Path) -> list[_Row]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines or len(lines) > _MAX_PROMPTS:
+        raise DataError(f"{path}: holds {len(lines)} prompts; between 1 and {_MAX_PROMPTS} can be made at once")
+    if path.suffix.lower() == ".jsonl":
+        rows = [_json_row(f"{path}:{number}", line, index) for index, (number, line) in enumerate(lines)]
+    else:
+        rows = [
+            _Row(_checked(line, f"{path}:{number}"), f"{i:05d}-{slug(line)}") for i, (number, line) in enumerate(lines)
+        ]
+    seen: set[str] = set()
+    for (number, _), row in zip(lines, rows, strict=True):
+        if row.id in seen:
+            raise DataError(f"{path}:{number}: the id {row.id} is there twice; each names one file")
+        seen.add(row.id)
+    return rows
+
+
+def _json_row(place: str, line: str, index: int) -> _Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: not an object with a prompt")
+    prompt = row.get("prompt", row.get("caption"))
+    if not isinstance(prompt, str):
+        raise DataError(f"{place}: needs a prompt or a caption")
+    text = _checked(prompt, place)
+    name = row.get("id", f"{index:05d}-{slug(text)}")
+    if not isinstance(name, str | int) or not _ID.fullmatch(str(name)) or str(name).startswith("."):
+        raise DataError(f"{place}: the id {name!r} does not do as a file name; use letters, digits, '_', '-' and '.'")
+    negative, seed = row.get("negative"), row.get("seed")
+    if not isinstance(negative, str | None) or not isinstance(seed, int | None) or isinstance(seed, bool):
+        raise DataError(f"{place}: negative must be text and seed a whole number")
+    return _Row(text, str(name), negative, seed)
+
+
+def _checked(prompt: str, place: str) -> str:
+    text = " ".join(prompt.split())
+    if not text:
+        raise ConfigError(f"{place} is empty: say what the clip shows")
+    if len(text) > _MAX_PROMPT:
+        raise ConfigError(f"{place} has {len(text)} characters; {_MAX_PROMPT} are the most")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ConfigError(f"{place} holds control or broken characters")
+    return text

@@ -1,0 +1,45 @@
+"""``vidiff reproduce``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidiff.cli.output import note, result, terminated_as_interrupt, warn
+from vidiff.errors import DataError
+
+
+def reproduce(
+    clip: Annotated[Path, typer.Argument(help="A file that generate made.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: NAME-again beside it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the model lies now, if it has moved.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make a clip again from the recipe inside it, and say whether the frames are the same.
+
+    Example:
+
+      vidiff reproduce orc.mp4
+    """
+    with terminated_as_interrupt():
+        from vidiff.cli.progress import sampling_progress
+        from vidiff.data.metadata import read_metadata
+        from vidiff.generation import generate, job_and_settings
+        from vidiff.pipeline import find_model, load
+
+        recipe = read_metadata(clip)
+        if recipe is None or "model_hash" not in recipe:
+            raise DataError(f"{clip}: holds no recipe of vidiff generate")
+        target = output or clip.with_name(f"{clip.stem}-again{clip.suffix}")
+        job, settings = job_and_settings(recipe, target, clip)
+        pipeline = load(find_model(model or settings.model), settings.device)
+        if pipeline.hash != recipe["model_hash"]:
+            warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")
+        with sampling_progress(pipeline, "clip", preview=False) as on_step:
+            (made,) = generate(pipeline, [job], settings, on_step=on_step, note=note)
+        same = made.frames_sha256 == recipe.get("frames_sha256")
+        result(
+            {"path": str(target), "same_frames": same, "frames_sha256": made.frames_sha256},
+            f"{target}  {'the same frames' if same else 'not the same frames'}",
+            as_json=json,
+        )

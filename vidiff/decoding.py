@@ -1,0 +1,89 @@
+"""Latents to frames, within the memory there is."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vidiff.errors import NumericalError, ResourceError
+from vidiff.models.autoencoder import VideoVAE
+
+_TILE = 32  # latents a side
+_OVERLAP = 8  # latents that neighboring tiles share
+
+
+@torch.no_grad()
+def decode(
+    autoencoder: VideoVAE, latents: Tensor, *, dtype: torch.dtype = torch.float32, note: Callable[[str], None] = print
+) -> Tensor:
+    """Return uint8 clips (B, F, H, W, 3) on the CPU of normalized latents (B, C, f, h, w).
+
+    A decode that runs out of memory goes on chunk by chunk, then tile by tile, and says so through ``note``.
+
+    Raises:
+        ResourceError: if even tiles do not fit.
+        NumericalError: if a frame is not finite or a clip is one flat color throughout.
+    """
+    ways: tuple[tuple[str, Callable[[VideoVAE, Tensor], Tensor]], ...] = (
+        ("whole clips", lambda vae, z: vae.decode(z)),
+        ("chunks of frames", lambda vae, z: torch.cat(list(vae.decode_stream(z)), dim=2)),
+        ("tiles", decode_tiled),
+    )
+    for number, (name, way) in enumerate(ways):
+        try:
+            with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
+                video = way(autoencoder, latents)
+            return _checked(video)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if number + 1 == len(ways):
+                raise ResourceError(f"decoding ran out of memory even in {name}; use fewer or smaller clips") from error
+            note(f"decoding {name} ran out of memory; going on with {ways[number + 1][0]}")
+    raise AssertionError("unreachable")
+
+
+def decode_tiled(autoencoder: VideoVAE, latents: Tensor, tile: int = _TILE, overlap: int = _OVERLAP) -> Tensor:
+    """Decode overlapping squares of ``tile`` latents, streamed in time, and blend them linearly; float32."""
+    stride = autoencoder.latents.stride
+    b, _, f, h, w = latents.shape
+    frames = 1 + (f - 1) * autoencoder.latents.frame_stride
+    total = latents.new_zeros(b, 3, frames, h * stride, w * stride, dtype=torch.float32)
+    weights = total.new_zeros(1, 1, 1, h * stride, w * stride)
+    for y in _starts(h, tile, overlap):
+        for x in _starts(w, tile, overlap):
+            piece = latents[..., y : y + tile, x : x + tile]
+            video = torch.cat(list(autoencoder.decode_stream(piece)), dim=2).float()
+            ramp = _ramp(video.shape[-2], overlap * stride)[:, None] * _ramp(video.shape[-1], overlap * stride)
+            ramp = ramp.to(video)
+            at = (..., slice(y * stride, y * stride + video.shape[-2]), slice(x * stride, x * stride + video.shape[-1]))
+            total[at] += video * ramp
+            weights[at] += ramp
+    return total / weights
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _starts(size: int, tile: int, overlap: int) -> list[int]:
+    if size <= tile:
+        return [0]
+    return [*range(0, size - tile, tile - overlap), size - tile]
+
+
+def _ramp(size: int, overlap: int) -> Tensor:
+    """Return weights that rise from just above 0 over ``overlap`` pixels and fall again."""
+    distance = torch.arange(1, size + 1, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap) / overlap
+
+
+def _checked(video: Tensor) -> Tensor:
+    if not torch.isfinite(video).all():
+        raise NumericalError("the decoded frames are not finite: the weights or the settings are broken")
+    clips = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+    for clip in clips:
+        if (clip == clip[:1, :1, :1]).all():
+            raise NumericalError("a decoded clip is one flat color throughout: the weights or the settings are broken")
+    return clips

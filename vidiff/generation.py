@@ -1,0 +1,227 @@
+"""One generation from request to file: resolved settings, sampled latents kept, frames decoded and written."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vidiff
+from vidiff import checkpoint, config, files
+from vidiff.data.video_write import format_of, upscaled, write_video
+from vidiff.decoding import decode
+from vidiff.errors import ConfigError, DataError
+from vidiff.model_folder import SamplingConfig
+from vidiff.pipeline import Pipeline
+from vidiff.sampling.times import uniform_times
+from vidiff.types import Size
+
+RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
+_SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make."""
+
+    prompt: str
+    seed: int
+    output: Path
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a batch of jobs shares."""
+
+    model: str  # as the user gave it
+    size: Size
+    sampling: SamplingConfig
+    format: str
+    upscale: int
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished clip."""
+
+    job: Job
+    run: Path  # folder of its latents and settings
+    seconds: float
+    frames: np.ndarray  # uint8 (F, H, W, 3), before upscaling
+    frames_sha256: str
+
+
+def resolve_size(pipeline: Pipeline, frames: int | None, fps: float | None, size: str | None) -> tuple[Size, list[str]]:
+    """Return the wanted size, the model's own where nothing is said, and warnings for what it was not trained on.
+
+    Raises:
+        ConfigError: if the size is malformed or not on the latent grid.
+    """
+    own, spec = pipeline.config.size, pipeline.autoencoder.latents
+    height, width = (own.height, own.width) if size is None else parsed_size(size)
+    wanted = Size(own.frames if frames is None else frames, height, width, own.fps if fps is None else fps)
+    if not 0 < wanted.fps <= 240:
+        raise ConfigError(f"fps must lie above 0 and up to 240, got {wanted.fps}")
+    spec.shape(wanted.frames, wanted.height, wanted.width)
+    warnings = []
+    fewest, most = pipeline.config.frames
+    if not fewest <= wanted.frames <= most:
+        warnings.append(f"{wanted.frames} frames, but the model was trained on {fewest} to {most}")
+    if (wanted.height, wanted.width) != (own.height, own.width):
+        warnings.append(f"{width}x{height} pixels, but the model was trained on {own.width}x{own.height}")
+    return wanted, warnings
+
+
+def parsed_size(size: str) -> tuple[int, int]:
+    """Return (height, width) of ``WIDTHxHEIGHT``; raises ConfigError if it is not that."""
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"size is WIDTHxHEIGHT in pixels, such as 64x64; got {size!r}")
+    return int(parts[1]), int(parts[0])
+
+
+def generate(
+    pipeline: Pipeline,
+    jobs: list[Job],
+    settings: Settings,
+    *,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+    note: Callable[[str], None] = print,
+) -> list[Result]:
+    """Make the clips of ``jobs`` as one batch, keep their latents, and write their files.
+
+    Raises:
+        NumericalError: if what was sampled or decoded is not finite or shows nothing.
+        ResourceError: if memory or disk run out; latents already sampled stay in the run folders.
+    """
+    started = time.monotonic()
+    dtype = getattr(torch, settings.dtype)
+    latents = pipeline.sample(
+        [job.prompt for job in jobs],
+        [job.seed for job in jobs],
+        settings.size,
+        settings.sampling,
+        negatives=[job.negative for job in jobs],
+        dtype=dtype,
+        on_step=on_step,
+    )
+    recipes = [recipe_of(pipeline, job, settings) for job in jobs]
+    runs = [save_run(job, recipe, one) for job, recipe, one in zip(jobs, recipes, latents.split(1), strict=True)]
+    clips = decode(pipeline.autoencoder, latents, dtype=dtype, note=note).numpy()
+    seconds = time.monotonic() - started
+    return [
+        write_result(job, run, clip, recipe, settings, seconds)
+        for job, run, clip, recipe in zip(jobs, runs, clips, recipes, strict=True)
+    ]
+
+
+def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any]:
+    """Return everything that decides the frames, as plain data: embedded in the file, read by `reproduce`."""
+    return {
+        "vidiff": vidiff.__version__,
+        "prompt": job.prompt,
+        "negative": job.negative,
+        "seed": job.seed,
+        "model": settings.model,
+        "model_hash": pipeline.hash,
+        "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
+        "times": uniform_times(settings.sampling.num_steps).tolist(),
+        "size": asdict(settings.size),
+        "upscale": settings.upscale,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def save_run(job: Job, recipe: dict[str, Any], latents: Tensor) -> Path:
+    """Write latents and settings beside the output before anything can go wrong with them."""
+    checkpoint.check_finite({"latents": latents}, f"{job.prompt!r}, seed {job.seed}: ")
+    name = f"{job.output.stem}-{job.seed}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
+    run = job.output.absolute().parent / RUNS / name
+    with files.os_errors_named(run):
+        run.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(run / _LATENTS) as temporary:
+            checkpoint.write_tensors(temporary, {"latents": latents.cpu()})
+    files.write_text(run / _SETTINGS, json.dumps(recipe | {"output": str(job.output)}, indent=1))
+    return run
+
+
+def read_run(run: Path) -> tuple[dict[str, Any], Tensor]:
+    """Return the settings and latents of a run folder; raises DataError if it is none."""
+    try:
+        recipe = json.loads((run / _SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run}: no run folder of generate ({_SETTINGS} cannot be read)") from error
+    return recipe, checkpoint.read_tensors(run / _LATENTS)["latents"]
+
+
+def write_result(
+    job: Job, run: Path, clip: np.ndarray, recipe: dict[str, Any], settings: Settings, seconds: float
+) -> Result:
+    """Write one clip (F, H, W, 3) with its recipe inside."""
+    digest = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
+    metadata = recipe | {"frames_sha256": digest}
+    frames = upscaled(clip, settings.upscale)
+    write_video(job.output, frames, settings.size.fps, format=settings.format, metadata=metadata)
+    return Result(job, run, seconds, clip, digest)
+
+
+def redecode(
+    pipeline: Pipeline,
+    recipe: dict[str, Any],
+    latents: Tensor,
+    run: Path,
+    output: Path | None,
+    format: str | None,
+    *,
+    note: Callable[[str], None] = print,
+) -> Result:
+    """Decode the latents of a run folder again and write them to ``output``, by default where they were to go.
+
+    Raises:
+        DataError: if the settings in the folder are damaged.
+        ConfigError: if the model is not the one that sampled them.
+    """
+    started = time.monotonic()
+    target = output or Path(recipe["output"])
+    job, settings = job_and_settings(recipe, target, run)
+    settings = replace(settings, format=format_of(target, format))
+    if pipeline.hash != recipe["model_hash"]:
+        raise ConfigError(f"{run}: these latents are of another model ({recipe['model']}); give it with --model")
+    latents = latents.to(pipeline.device)
+    clips = decode(pipeline.autoencoder, latents, dtype=getattr(torch, settings.dtype), note=note).numpy()
+    recipe = {key: value for key, value in recipe.items() if key != "output"}
+    return write_result(job, run, clips[0], recipe, settings, time.monotonic() - started)
+
+
+def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tuple[Job, Settings]:
+    """Return what a stored recipe asks for, to be written to ``output``; ``source`` is where it was read.
+
+    Raises:
+        DataError: if a part of the recipe is missing or not what `recipe_of` writes.
+    """
+    try:
+        job = Job(str(recipe["prompt"]), int(recipe["seed"]), output, str(recipe["negative"]))
+        settings = Settings(
+            model=str(recipe["model"]),
+            size=config.from_dict(Size, recipe["size"]),
+            sampling=config.from_dict(SamplingConfig, recipe["sampling"]),
+            format=format_of(output),
+            upscale=int(recipe["upscale"]),
+            dtype=str(recipe["dtype"]),
+            device=str(recipe["device"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: its recipe is damaged: {error}") from error
+    return job, settings

@@ -1,0 +1,122 @@
+"""From prompts to latents: text encoder, denoiser, guidance and solver put together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidiff import resources
+from vidiff.checkpoint import model_hash
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.guidance import guided
+from vidiff.errors import CheckpointError, did_you_mean
+from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, load_autoencoder, load_denoiser, read_config
+from vidiff.models.autoencoder import VideoVAE
+from vidiff.sampling.loop import sample
+from vidiff.sampling.noise import SeededNoise
+from vidiff.sampling.times import uniform_times
+from vidiff.text.encoders import build_text_encoder
+from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model."""
+
+    config: ModelConfig
+    text_encoder: TextEncoder
+    autoencoder: VideoVAE
+    denoiser: Denoiser
+    hash: str  # of the model folder
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.null_tokens.device
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        size: Size,
+        sampling: SamplingConfig,
+        *,
+        negatives: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        on_step: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Return normalized latents (B, C, f, h, w), float32, one clip for each prompt and seed.
+
+        Noise comes from each sample's own generator, so a clip does not depend on its neighbors.
+
+        Args:
+            prompts: B of them; an empty one stands for the learned null text.
+            seeds: B of them.
+            size: of the clips, on the latent grid.
+            sampling: solver, steps and guidance.
+            negatives: B of them; None is the sampling's own.
+            dtype: precision of the network; sampling itself is float32 and its coefficients float64.
+            on_step: called as (steps done, num_steps, estimate of x_0).
+
+        Raises:
+            ConfigError: if the size is not on the latent grid.
+        """
+        shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
+        negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
+        cond = Conditioning(self._text(prompts))
+        null = cond.with_text(self._text(negatives))
+        device = self.device
+        noise = SeededNoise(seeds)
+        latents = noise.randn(*shape).to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return sample(
+                guided(self.denoiser, cond, null, sampling.guidance),
+                self.config.schedule,
+                sampling.solver,
+                latents,
+                uniform_times(sampling.num_steps).to(device),
+                randn=lambda: noise.randn(*shape).to(device),
+                on_step=on_step,
+            ).float()
+
+    def _text(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Return the states of ``prompts``; an empty one becomes the learned null text."""
+        null = self.denoiser.null_text(len(prompts))
+        if not any(prompts):
+            return null
+        found = self.text_encoder.encode([prompt or "a" for prompt in prompts]).to(self.device)
+        empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
+        return Conditioning(found).drop_text(empty, null).text
+
+
+def find_model(name: str) -> Path:
+    """Return the folder of a model given by path or by the name of a bundled one.
+
+    Raises:
+        CheckpointError: if there is neither; the message names the nearest bundled model.
+    """
+    if (Path(name) / "config.yaml").is_file():
+        return Path(name)
+    bundled = resources.bundled_models()
+    if name in bundled:
+        return bundled[name]
+    if Path(name).is_dir():
+        raise CheckpointError(f"{name}: no model here (config.yaml is missing)")
+    hint = did_you_mean(name, bundled) or f" Bundled models: {', '.join(bundled) or 'none'}."
+    raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
+    """Return the model of a folder, float32, on ``device``.
+
+    Raises:
+        CheckpointError: if weights are missing, damaged or do not fit.
+        ConfigError: if a config is not valid.
+    """
+    config: ModelConfig = read_config(ModelConfig, folder)
+    autoencoder = load_autoencoder(folder / AUTOENCODER)
+    denoiser = load_denoiser(folder, config, autoencoder.latents)
+    text_encoder = build_text_encoder(config.text, device)
+    return Pipeline(config, text_encoder, autoencoder.to(device), denoiser.to(device), model_hash(folder))
