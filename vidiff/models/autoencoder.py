@@ -7,6 +7,7 @@ tensor; `vidiff.interop.wan_autoencoder` holds the key map.
 Axes: B batch, C channels, F frames, H W pixels; f h w the same axes of latents.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
         self.conv_in = CausalConv3d(config.patch_channels, dims[0], config.patch_kernel)
         self.down = nn.ModuleList()
         self.shortcuts = nn.ModuleDict()  # by the index of the last block of their level
-        for level, (dim_in, dim_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (dim_in, dim_out) in enumerate(itertools.pairwise(dims)):
             for block in range(config.num_res_blocks):
                 self.down.append(ResBlock(dim_in if block == 0 else dim_out, dim_out))
             spatial, temporal = config.steps[level] if level < len(config.steps) else (False, False)
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
         self.middle = Middle(dims[0], config.middle_attention)
         self.up = nn.ModuleList()
         self.shortcuts = nn.ModuleDict()  # by the index of the last block of their level
-        for level, (dim_in, dim_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (dim_in, dim_out) in enumerate(itertools.pairwise(dims)):
             if level > 0 and steps[level - 1][0] and not config.shortcuts:
                 dim_in //= 2  # without shortcuts every spatial upsampling halves the channels
             for block in range(config.num_res_blocks + 1):

@@ -1,5 +1,6 @@
 """Patch discriminator for video autoencoders, with the hinge losses."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         dims = [3, *(config.dim * 2**i for i in range(config.depth))]
-        for dim_in, dim_out in zip(dims[:-1], dims[1:], strict=True):
+        for dim_in, dim_out in itertools.pairwise(dims):
             layers += [
                 nn.Conv3d(dim_in, dim_out, (3, 4, 4), stride=(1, 2, 2), padding=1),
                 nn.GroupNorm(8, dim_out),
