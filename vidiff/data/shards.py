@@ -1,12 +1,16 @@
 """Tar shards in the WebDataset layout, read by index: random access, nothing extracted, nothing unpickled."""
 
+import glob
+import json
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidiff.errors import DataError
+from vidiff.files import sha256_of
 
 KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_MEMBER = 64 << 20  # bytes of one member
@@ -38,6 +42,56 @@ class Member:
         return data
 
 
+def shards_at(path: Path) -> list[Path]:
+    """Return the shards that ``path`` means: one file, all in a folder, or all that fit a pattern; sorted."""
+    if path.is_dir():
+        return sorted(path.glob("*.tar"))
+    if any(character in str(path) for character in "*?["):
+        found = sorted(Path(name) for name in glob.glob(str(path)))
+        if not found:
+            raise DataError(f"{path}: no file fits this pattern")
+        return found
+    return [path] if path.suffix == ".tar" and path.is_file() else []
+
+
+def index_shards(shards: list[Path]) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield the samples of all shards, checked against ``MANIFEST.json`` beside them where there is one.
+
+    The manifest is {"shards": {NAME: {"samples": COUNT, "sha256": HEX}}}.
+
+    Raises:
+        DataError: if a shard is damaged, not what the manifest says, or repeats a key of another shard.
+    """
+    homes: dict[str, Path] = {}
+    for shard in shards:
+        samples = index_shard(shard)
+        _check_manifest(shard, len(samples))
+        for key, members in samples.items():
+            if key in homes:
+                raise DataError(f"{shard}: the key {key} is also in {homes[key]}")
+            homes[key] = shard
+            yield key, members
+
+
+def _check_manifest(shard: Path, samples: int) -> None:
+    path = shard.parent / "MANIFEST.json"
+    if not path.is_file():
+        return
+    try:
+        entry = json.loads(path.read_text())["shards"].get(shard.name)
+        if entry is None:
+            raise DataError(f"{path}: does not list {shard.name}")
+        counted, digest = entry["samples"], entry["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a manifest of shards") from error
+    if counted != samples:
+        raise DataError(f"{shard}: holds {samples} samples, its manifest says {counted}; copy it again")
+    if sha256_of(shard) != digest:
+        raise DataError(f"{shard}: not the bytes that its manifest lists; copy it again")
+
+
 def index_shard(shard: Path) -> dict[str, dict[str, Member]]:
     """Return the members of a shard by key, then by suffix, in the order of the shard.
 
@@ -57,7 +111,7 @@ def index_shard(shard: Path) -> dict[str, dict[str, Member]]:
                 if suffix in suffixes:
                     raise DataError(f"{shard}: {info.name} is there twice")
                 suffixes[suffix] = member
-            if tar.offset > end or end - tar.offset < 0 or not _ends_with_zeros(shard, tar.offset):
+            if not _ends_with_zeros(shard, tar.offset):
                 raise DataError(f"{shard}: cut off at byte {end}, without the end mark of a tar file; copy it again")
     except tarfile.TarError as error:
         raise DataError(f"{shard}: not a whole, uncompressed tar file ({error}); copy it again") from error

@@ -1,0 +1,121 @@
+"""Captioned clips in a plain folder: a text file beside each, or one list for all."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from vidiff.data.shards import CAPTION_SUFFIXES, VIDEO_SUFFIXES
+from vidiff.errors import DataError
+
+LISTS = ("metadata.jsonl", "metadata.csv")
+MAX_CAPTION = 10_000  # characters
+_MAX_LIST = 256 << 20  # bytes
+
+
+def read_folder(folder: Path) -> list[tuple[Path, list[str] | DataError]]:
+    """Return the clips of a folder, in the order of their names or of the list, each with its captions.
+
+    A clip whose caption is missing or cannot be read comes with the error instead.
+
+    Raises:
+        DataError: if the list itself cannot be read or names files outside the folder.
+    """
+    for name in LISTS:
+        if (folder / name).is_file():
+            return list(_listed(folder, folder / name))
+    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
+    return [(path, _beside(path)) for path in clips if path.is_file()]
+
+
+def caption_text(data: bytes, place: str) -> str:
+    """Return a caption as one line of text.
+
+    Raises:
+        DataError: if it is not UTF-8, empty, or too long.
+    """
+    try:
+        text = " ".join(data.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 at byte {error.start}") from error
+    return checked_caption(text, place)
+
+
+def checked_caption(text: object, place: str) -> str:
+    """Return ``text`` if it is a caption; raise a DataError that names ``place`` if it is not."""
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: the caption is empty")
+    if len(text) > MAX_CAPTION:
+        raise DataError(f"{place}: the caption has {len(text)} characters; {MAX_CAPTION} are the most")
+    return text.strip()
+
+
+def captions_of(row: object, place: str) -> list[str]:
+    """Return the caption and the alternative captions of a JSON object; raise a DataError if it has none."""
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: not an object with a caption")
+    others = row.get("alt_captions") or []
+    if not isinstance(others, list):
+        raise DataError(f"{place}: alt_captions is not a list")
+    return [checked_caption(text, place) for text in [row.get("caption", row.get("text")), *others]]
+
+
+def _beside(clip: Path) -> list[str] | DataError:
+    try:
+        for suffix in CAPTION_SUFFIXES:
+            path = clip.with_suffix(f".{suffix}")
+            if path.is_file():
+                data = path.read_bytes()
+                return (
+                    captions_of(_json(data, path), str(path)) if suffix == "json" else [caption_text(data, str(path))]
+                )
+    except DataError as error:
+        return error
+    except OSError as error:
+        return DataError(f"{clip}: its caption cannot be read: {error.strerror}")
+    return DataError(f"{clip}: no caption; put it into {clip.with_suffix('.txt').name} beside the clip")
+
+
+def _json(data: bytes, path: Path) -> object:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def _listed(folder: Path, path: Path) -> Iterator[tuple[Path, list[str] | DataError]]:
+    if path.stat().st_size > _MAX_LIST:
+        raise DataError(f"{path}: larger than {_MAX_LIST >> 20} MiB")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+    rows = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text, path)
+    for number, row in rows:
+        place = f"{path}:{number}"
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{place}: needs file_name and caption")
+        clip = folder / name
+        if not clip.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{place}: {name} lies outside {folder}")
+        try:
+            yield clip, captions_of(row, place)
+        except DataError as error:
+            yield clip, error
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, object]]:
+    reader = csv.DictReader(io.StringIO(text))
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _json_rows(text: str, path: Path) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from error
