@@ -44,6 +44,8 @@ class DataConfig:
             raise ConfigError(f"fps must lie above 0 and up to 1000, got {self.fps}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
+        if any(side < 1 for shape in self.buckets for side in shape):
+            raise ConfigError(f"buckets must be at least 1 high and wide, got {self.buckets}")
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,16 @@ def _found(path: Path) -> Iterator[Found]:
     """Yield every clip under ``path``: name, where it lies, captions or why there are none, and its index entry."""
     shards = shards_at(path)
     if shards:
+        plain: dict[Path, bool] = {}
         for key, members in index_shards(shards):
             suffix = next((suffix for suffix in VIDEO_SUFFIXES if suffix in members), None)
             if suffix is not None:
+                member = members[suffix]
                 captions, info = _described(key, members)
-                yield key, members[suffix], captions, info
+                # An index says nothing of rotation or colors; the first clip of a shard speaks for the others.
+                if member.shard not in plain:
+                    plain[member.shard] = _is_plain(member, key)
+                yield key, member, captions, info if plain[member.shard] else None
     elif path.is_dir():
         for clip, captions in read_folder(path):
             yield str(clip.relative_to(path)), clip, captions, None
@@ -186,7 +193,7 @@ def _described(key: str, members: dict[str, Member]) -> tuple[list[str] | DataEr
         if "json" in members:
             try:
                 row = json.loads(members["json"].read().decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{key}.json: not JSON: {error}") from error
             return captions_of(row, f"{key}.json"), _indexed(row)
         if "txt" in members:
@@ -199,10 +206,18 @@ def _described(key: str, members: dict[str, Member]) -> tuple[list[str] | DataEr
 def _indexed(row: Any) -> ClipInfo | None:
     """Return what a shard's JSON says about its clip, if it says everything; reading the clip checks it."""
     values = [row.get(name) for name in ("num_frames", "height", "width", "fps")]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in values):
+    if all(isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 1e6 for value in values):
         frames, height, width, fps = values
-        return ClipInfo(int(frames), int(height), int(width), float(fps))
+        return ClipInfo(int(frames), int(height), int(width), float(fps), indexed=True)
     return None
+
+
+def _is_plain(member: Member, key: str) -> bool:
+    """Return whether decord may be trusted with a clip's colors and orientation."""
+    try:
+        return not inspect_source(member, key).needs_ffmpeg
+    except DataError:
+        return True  # reading it will tell
 
 
 def _picked(info: ClipInfo, fps: float) -> list[int]:

@@ -10,7 +10,8 @@ from vidiff.data.shards import CAPTION_SUFFIXES, VIDEO_SUFFIXES
 from vidiff.errors import DataError
 
 LISTS = ("metadata.jsonl", "metadata.csv")
-MAX_CAPTION = 10_000  # characters
+MAX_CAPTION = 10_000  # bytes
+_MAX_FILE = 1 << 20  # bytes of a file beside a clip
 _MAX_LIST = 256 << 20  # bytes
 
 
@@ -36,19 +37,25 @@ def caption_text(data: bytes, place: str) -> str:
         DataError: if it is not UTF-8, empty, or too long.
     """
     try:
-        text = " ".join(data.decode("utf-8-sig").split())
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not UTF-8 at byte {error.start}") from error
     return checked_caption(text, place)
 
 
 def checked_caption(text: object, place: str) -> str:
-    """Return ``text`` if it is a caption; raise a DataError that names ``place`` if it is not."""
+    """Return ``text`` on one line if it is a caption; raise a DataError that names ``place`` if it is not."""
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{place}: the caption is empty")
-    if len(text) > MAX_CAPTION:
-        raise DataError(f"{place}: the caption has {len(text)} characters; {MAX_CAPTION} are the most")
-    return text.strip()
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: character {error.start} of the caption is half of a surrogate pair") from error
+    if size > MAX_CAPTION:
+        raise DataError(f"{place}: the caption has {size} bytes; {MAX_CAPTION} are the most")
+    if "\0" in text:
+        raise DataError(f"{place}: the caption holds a NUL character; is it UTF-16?")
+    return " ".join(text.split())
 
 
 def captions_of(row: object, place: str) -> list[str]:
@@ -66,7 +73,7 @@ def _beside(clip: Path) -> list[str] | DataError:
         for suffix in CAPTION_SUFFIXES:
             path = clip.with_suffix(f".{suffix}")
             if path.is_file():
-                data = path.read_bytes()
+                data = _small(path)
                 return (
                     captions_of(_json(data, path), str(path)) if suffix == "json" else [caption_text(data, str(path))]
                 )
@@ -77,10 +84,18 @@ def _beside(clip: Path) -> list[str] | DataError:
     return DataError(f"{clip}: no caption; put it into {clip.with_suffix('.txt').name} beside the clip")
 
 
+def _small(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise DataError(f"{path}: larger than {_MAX_FILE >> 20} MiB, which is no caption")
+    return data
+
+
 def _json(data: bytes, path: Path) -> object:
     try:
         return json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
@@ -91,7 +106,7 @@ def _listed(folder: Path, path: Path) -> Iterator[tuple[Path, list[str] | DataEr
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
-    rows = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text, path)
+    rows = _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
     for number, row in rows:
         place = f"{path}:{number}"
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -106,16 +121,20 @@ def _listed(folder: Path, path: Path) -> Iterator[tuple[Path, list[str] | DataEr
             yield clip, error
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(io.StringIO(text))
-    for row in reader:
-        yield reader.line_num, row
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, object]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from error
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: the strings of JSON may hold other line ends.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not JSON: {error}") from error

@@ -20,7 +20,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     """
     try:
         if path.is_dir():
-            text = (path / "metadata.json").read_text() if (path / "metadata.json").is_file() else ""
+            text = (path / "metadata.json").read_text("utf-8") if (path / "metadata.json").is_file() else ""
         else:
             with path.open("rb") as file:
                 head = file.read(16)
@@ -28,6 +28,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         found = json.loads(text) if text else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except DataError:
+        raise
     except (ValueError, struct.error):
         return None  # a comment that is not ours
     return found if isinstance(found, dict) else None

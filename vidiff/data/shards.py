@@ -14,6 +14,7 @@ from vidiff.files import sha256_of
 
 KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_MEMBER = 64 << 20  # bytes of one member
+MAX_MEMBERS = 1_000_000  # of one shard
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "mov", "avi", "gif")
 CAPTION_SUFFIXES = ("json", "txt")
 
@@ -99,10 +100,14 @@ def index_shard(shard: Path) -> dict[str, dict[str, Member]]:
         DataError: if the shard is damaged or holds links, duplicates, oversized or oddly named members.
     """
     samples: dict[str, dict[str, Member]] = {}
-    end = shard.stat().st_size
+    reached = 0
     try:
+        end = shard.stat().st_size
         with tarfile.open(shard, "r:") as tar:
-            for info in tar:
+            for count, info in enumerate(tar, 1):
+                if count > MAX_MEMBERS:
+                    raise DataError(f"{shard}: more than {MAX_MEMBERS} members; write smaller shards")
+                reached = tar.offset
                 if info.isdir():
                     continue
                 key, member = _checked(shard, info, end)
@@ -112,21 +117,29 @@ def index_shard(shard: Path) -> dict[str, dict[str, Member]]:
                     raise DataError(f"{shard}: {info.name} is there twice")
                 suffixes[suffix] = member
             if not _ends_with_zeros(shard, tar.offset):
-                raise DataError(f"{shard}: cut off at byte {end}, without the end mark of a tar file; copy it again")
+                raise DataError(
+                    f"{shard}: cut off or damaged at byte {min(end, tar.offset)}: neither a member nor the end mark "
+                    "of a tar file; copy it again"
+                )
     except tarfile.TarError as error:
-        raise DataError(f"{shard}: not a whole, uncompressed tar file ({error}); copy it again") from error
+        raise DataError(
+            f"{shard}: not a whole, uncompressed tar file ({error} at byte {reached}); copy it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read: {error.strerror or error}") from error
     return samples
 
 
 def _checked(shard: Path, info: tarfile.TarInfo, end: int) -> tuple[str, Member]:
     name = info.name.removeprefix("./")
     key, _, suffix = name.partition(".")
-    if not info.isreg():
-        raise DataError(f"{shard}: {name!r} is not a regular file; shards hold no links or devices")
-    if not suffix or not KEY.fullmatch(name):
+    if not info.isreg() or info.issparse():
+        raise DataError(f"{shard}: {name!r} is not a plain file; shards hold no links, devices or sparse files")
+    if not key or not suffix or not KEY.fullmatch(name):
         raise DataError(f"{shard}: {name!r} is not KEY.suffix with a key of letters, digits, '_' and '-'")
-    if info.size > MAX_MEMBER:
-        raise DataError(f"{shard}: {name} holds {info.size} bytes, more than {MAX_MEMBER}")
+    # A negative size would send the reader of the tar file in circles.
+    if not 0 <= info.size <= MAX_MEMBER:
+        raise DataError(f"{shard}: {name} says it holds {info.size} bytes; {MAX_MEMBER} are the most")
     if info.offset_data + info.size > end:
         raise DataError(f"{shard}: cut off at byte {end}, inside {name}; copy it again")
     return key, Member(shard, info.offset_data, info.size)

@@ -5,7 +5,9 @@ through a private file and an explicit demuxer, so that a clip can never name an
 """
 
 import io
+import math
 import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +45,7 @@ class ClipInfo:
     fps: float
     stream: int = 0  # which of its video streams
     needs_ffmpeg: bool = False  # rotated, deeper than 8 bits, full range or of many streams: decord bends these
+    indexed: bool = False  # said by an index and not seen yet: held to the clip when it is read
 
 
 def read_clip(
@@ -58,8 +61,8 @@ def read_clip(
     Args:
         source: a file, or its bytes.
         name: what to call it in errors; the path by default.
-        info: what `inspect` or a trusted index said about it, to save inspecting again; a clip that turns out
-            differently is an error.
+        info: what `inspect` or an index said about it, to save inspecting again; a clip that turns out differently
+            is an error.
         max_frames: refuse longer clips.
         max_pixels: refuse larger frames.
 
@@ -70,16 +73,15 @@ def read_clip(
     data = _bytes_of(source, name)
     if info is None:
         info = inspect(data, name=name, max_frames=max_frames, max_pixels=max_pixels)
-    clip = None if info.needs_ffmpeg else _by_decord(data)
-    if clip is None:
-        clip = _by_ffmpeg(data, info, name)
-    found = clip.frames.shape[:3]
-    if found != (info.frames, info.height, info.width):
-        raise DataError(
-            f"{name}: holds {found[0]} frames of {found[2]}x{found[1]}, "
-            f"but its index says {info.frames} of {info.width}x{info.height}"
-        )
-    return Clip(clip.frames, info.fps)
+    _check_limits(info.frames, info.width, info.height, name, max_frames, max_pixels)
+    frames = None if info.needs_ffmpeg else _by_decord(data, info)
+    if frames is None and info.indexed:
+        seen = inspect(data, name=name, max_frames=max_frames, max_pixels=max_pixels)
+        _check_index(info, seen, name)
+        info = seen
+    if frames is None:
+        frames = _by_ffmpeg(data, info, name)
+    return Clip(frames, info.fps)
 
 
 def inspect(
@@ -96,10 +98,11 @@ def inspect(
     if kind is None:
         raise DataError(f"{name}: not a clip (mp4, mov, mkv, webm, avi or gif)")
     with _private_file(data) as path:
-        source_options = ("-f", kind, "-protocol_whitelist", "file", "-i", path)
+        source_options = _input(kind, path, max_pixels)
         told = _ffmpeg(*source_options, name=name, level="info").stderr.decode(errors="replace")
         header = _parsed(told, name)
-        _check_limits(header, name, max_frames, max_pixels)
+        roughly = int(header.seconds * header.fps / 1.1) - 2  # what a header says of the length is not exact
+        _check_limits(roughly, header.width, header.height, name, max_frames, max_pixels)
         done = _ffmpeg(
             *("-xerror", "-err_detect", "explode", "-stats"),
             *source_options,
@@ -110,9 +113,9 @@ def inspect(
     counts = re.findall(r"frame=\s*(\d+)", done.stderr.decode(errors="replace"))
     if done.returncode != 0 or not counts or int(counts[-1]) == 0:
         raise DataError(f"{name}: damaged: {_reason(done.stderr)}")
-    if int(counts[-1]) > max_frames:
-        raise DataError(f"{name}: more than {max_frames} frames; cut it into clips first")
-    return ClipInfo(int(counts[-1]), header.height, header.width, header.fps, header.stream, header.needs_ffmpeg)
+    frames = int(counts[-1])
+    _check_limits(frames, header.width, header.height, name, max_frames, max_pixels)
+    return ClipInfo(frames, header.height, header.width, header.fps, header.stream, header.needs_ffmpeg)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,10 @@ def _bytes_of(source: Path | bytes, name: str) -> bytes:
         data = source
     else:
         try:
-            if source.stat().st_size > MAX_BYTES:
+            status = source.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{name}: not a regular file")
+            if status.st_size > MAX_BYTES:
                 raise DataError(f"{name}: larger than {MAX_BYTES >> 20} MiB; cut it into clips first")
             data = source.read_bytes()
         except OSError as error:
@@ -142,47 +148,79 @@ def _bytes_of(source: Path | bytes, name: str) -> bytes:
     return data
 
 
-def _check_limits(header: _Header, name: str, max_frames: int, max_pixels: int) -> None:
-    pixels = header.width * header.height
-    frames = header.seconds * header.fps
-    if pixels > max_pixels:
-        raise DataError(f"{name}: {header.width}x{header.height} is more than {max_pixels} pixels a frame")
-    if frames > 1.1 * max_frames + 2 or frames * pixels * 3 > MAX_TOTAL:
-        raise DataError(f"{name}: about {frames:.0f} frames are more than fit; cut it into clips first")
+def _check_limits(frames: int, width: int, height: int, name: str, max_frames: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(f"{name}: {width}x{height} is more than {max_pixels} pixels a frame")
+    most = min(max_frames, MAX_TOTAL // (3 * width * height))
+    if frames > most:
+        raise DataError(
+            f"{name}: {frames} frames are more than fit ({most} of {width}x{height}); cut it into clips first"
+        )
 
 
-def _by_decord(data: bytes) -> Clip | None:
-    """Return the frames as decord reads them, or None where ffmpeg should try."""
+def _check_index(told: ClipInfo, seen: ClipInfo, name: str) -> None:
+    same = (told.frames, told.height, told.width) == (seen.frames, seen.height, seen.width)
+    if not (same and _same_rate(told, seen.fps)):
+        raise DataError(
+            f"{name}: holds {seen.frames} frames of {seen.width}x{seen.height} at {seen.fps:g} fps, "
+            f"but its index says {told.frames} of {told.width}x{told.height} at {told.fps:g} fps"
+        )
+
+
+def _same_rate(info: ClipInfo, fps: float) -> bool:
+    return math.isclose(info.fps, fps, rel_tol=0.02)
+
+
+def _by_decord(data: bytes, info: ClipInfo) -> np.ndarray | None:
+    """Return the frames as decord reads them, or None where ffmpeg should try or tell what differs from ``info``."""
     if container(data) is None:
         return None
-    import decord
-
     try:
+        import decord
+
         # One thread: with more, how damage is concealed depends on timing.
         reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-        frames = reader.get_batch(range(min(len(reader), MAX_FRAMES))).asnumpy()
-        return Clip(frames, float(reader.get_avg_fps()))
-    except Exception:  # decord raises its own error class, with pages of C++ in it
+        expected = (info.height, info.width, 3)
+        # Looked at before all of them are decoded: a small file can hold frames of any size.
+        if len(reader) != info.frames or reader.next().shape != expected:
+            return None
+        if info.indexed and not _same_rate(info, float(reader.get_avg_fps())):
+            return None
+        frames = reader.get_batch(range(info.frames)).asnumpy()
+    except Exception:  # it raises its own error class, with pages of C++ in it, and is not made for every machine
         return None
+    return frames if frames.shape[1:] == expected else None
 
 
-def _by_ffmpeg(data: bytes, info: ClipInfo, name: str) -> Clip:
+def _by_ffmpeg(data: bytes, info: ClipInfo, name: str) -> np.ndarray:
     kind = container(data)
     if kind is None:
         raise DataError(f"{name}: not a clip (mp4, mov, mkv, webm, avi or gif)")
+    frame_size = info.height * info.width * 3
     with _private_file(data) as path:
         done = _ffmpeg(
             *("-xerror", "-err_detect", "explode"),
-            *("-f", kind, "-protocol_whitelist", "file", "-i", path),
+            *_input(kind, path, info.width * info.height),
             *("-map", f"0:v:{info.stream}", "-fps_mode", "passthrough", "-frames:v", str(info.frames + 1)),
+            *("-fs", str((info.frames + 1) * frame_size)),
             *("-vf", "scale=flags=accurate_rnd+full_chroma_int+bicubic", "-f", "rawvideo", "-pix_fmt", "rgb24"),
             "pipe:1",
             name=name,
         )
-    count, rest = divmod(len(done.stdout), info.height * info.width * 3)
-    if done.returncode != 0 or rest or count == 0:
+    if done.returncode != 0:
         raise DataError(f"{name}: damaged: {_reason(done.stderr)}")
-    return Clip(np.frombuffer(done.stdout, np.uint8).reshape(count, info.height, info.width, 3), info.fps)
+    if len(done.stdout) != info.frames * frame_size:
+        raise DataError(
+            f"{name}: changed since it was opened; its index says {info.frames} frames of {info.width}x{info.height}"
+        )
+    return np.frombuffer(done.stdout, np.uint8).reshape(info.frames, info.height, info.width, 3).copy()
+
+
+def _input(kind: str, path: str, max_pixels: int) -> tuple[str, ...]:
+    """Return the options that let ffmpeg open this one file, as this container, and refuse larger frames."""
+    # A decoder counts whole blocks and padding, so it needs room above the picture.
+    room = 2 * max_pixels + (1 << 20)
+    return ("-f", kind, "-protocol_whitelist", "file", "-max_pixels", str(room), "-i", f"file:{path}")
 
 
 @contextmanager
@@ -213,23 +251,26 @@ def _reason(stderr: bytes) -> str:
     return "no frame can be decoded"
 
 
-_STREAM = re.compile(r"Stream #0:\d+.*?: Video: (.*)")
+# Lines are told from a clip's own titles, which are printed too, by their place in the line.
+_STREAM = re.compile(r"^  Stream #0:\d+.*?: Video: (.*(?:\n {4,}.*)*)", re.MULTILINE)
 _SIZE = re.compile(r"\b(\d{1,6})x(\d{1,6})\b")
 _FPS = re.compile(r"([\d.]+)(k?) fps")
-_DURATION = re.compile(r"Duration: (\d+):(\d+):([\d.]+)")
-_ROTATION = re.compile(r"rotation of (-?[\d.]+) degrees")
-_DEEP = re.compile(r"p(9|10|12|14|16)[lb]e|\(pc[,)]")
+_DURATION = re.compile(r"^  Duration: (\d+):(\d+):([\d.]+)", re.MULTILINE)
+_ROTATION = re.compile(r"^ +[Dd]isplay ?[Mm]atrix: rotation of (-?[\d.]+) degrees", re.MULTILINE)
+_DEEP = re.compile(r"p(9|10|12|14|16)[lb]e|yuv\w+\(pc[,)]")
+_COVER = "(attached pic)"
 
 
 def _parsed(told: str, name: str) -> _Header:
     """Read what ffmpeg prints about its input; the largest stream is the one to read."""
     streams = _STREAM.findall(told)
-    sizes = [(int(size[1]), int(size[2])) if (size := _SIZE.search(stream)) else (0, 0) for stream in streams]
+    found = [None if _COVER in stream else _SIZE.search(stream) for stream in streams]
+    sizes = [(int(size[1]), int(size[2])) if size else (0, 0) for size in found]
     best = max(range(len(streams)), key=lambda i: sizes[i][0] * sizes[i][1], default=None)
     if best is None or 0 in sizes[best]:
         raise DataError(f"{name}: has no video stream that can be read")
-    (width, height), stream = sizes[best], streams[best]
-    rate, duration, rotation = _FPS.search(stream), _DURATION.search(told), _ROTATION.search(told)
+    (width, height), stream = sizes[best], streams[best].split("\n", 1)[0]
+    rate, duration, rotation = _FPS.search(stream), _DURATION.search(told), _ROTATION.search(streams[best])
     fps = float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
     if not 0 < fps <= 1000:
         raise DataError(f"{name}: says no frame rate that makes sense")

@@ -1,11 +1,12 @@
 """Writing clips: mp4, gif, webp, a contact sheet or single frames, each with its metadata inside.
 
-The same frames give the same bytes: no clock, no encoder version and one encoding thread.
+The same frames give the same bytes with one version of the encoder: no clock, and one encoding thread.
 """
 
 import json
 import math
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 _SUFFIXES = {".mp4": "mp4", ".gif": "gif", ".webp": "webp", ".png": "png-sheet", "": "frames"}
 METADATA_KEY = "vidiff"  # of PNG text chunks
+MAX_METADATA = 100_000  # bytes: an argument of a command, which is how ffmpeg gets it, holds at most 128 KiB
 
 
 def format_of(path: Path, wanted: str | None = None) -> str:
@@ -65,10 +67,14 @@ def write_video(
         lossless: mp4 only: exact RGB, which few players show.
 
     Raises:
-        ConfigError: for an unknown format.
+        ConfigError: for an unknown format, or metadata too large to store.
         ResourceError: if the file cannot be written.
     """
     text = "" if metadata is None else json.dumps(metadata, ensure_ascii=True)
+    if len(text) > MAX_METADATA:
+        raise ConfigError(f"{path}: {len(text)} bytes of metadata; {MAX_METADATA} are the most that fit inside")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise ValueError(f"frames must be uint8 (F, H, W, 3), got {frames.dtype} {frames.shape}")
     kind = format_of(path, format)
     with os_errors_named(path), atomic_path(path) as temporary:
         match kind:
@@ -130,7 +136,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, text: str, lossless: 
         *color,
         *("-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"),
         *("-metadata", f"comment={text}", "-movflags", "+faststart", "-f", "mp4"),
-        str(path),
+        f"file:{path}",  # or a colon in a folder's name would be taken for a protocol
     ]
     data = np.ascontiguousarray(frames).tobytes()
     done = subprocess.run(command, input=data, capture_output=True, check=False)  # a list, never a shell string
@@ -146,13 +152,16 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float, text: str) -> None:
     stacked = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     palette = stacked.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    # GIF counts hundredths of a second, and browsers slow anything below two of them down.
+    # GIF counts hundredths of a second, so the frames' ends are rounded and not their lengths, or errors would add up;
+    # browsers slow anything below two hundredths down.
+    ends = [round(100 * index / fps) for index in range(len(frames) + 1)]
+    durations = [max(20, 10 * (end - start)) for start, end in pairwise(ends)]
     images[0].save(
         path,
         format="gif",
         save_all=True,
         append_images=images[1:],
-        duration=max(20, round(1000 / fps)),
+        duration=durations,
         loop=0,
         comment=text.encode(),
         optimize=False,

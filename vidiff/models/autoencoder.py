@@ -276,7 +276,8 @@ class VideoVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.zeros_(module.conv2.weight)
@@ -288,6 +289,7 @@ class VideoVAE(nn.Module):
         nn.init.dirac_(self.post_quant_conv.weight)
         nn.init.dirac_(self.quant_conv.weight)
         self.quant_conv.weight[self.config.latent_channels :] *= 0.1
+        assert self.quant_conv.bias is not None
         self.quant_conv.bias[self.config.latent_channels :] = -6.0
 
     def _encode_moments(self, video: Tensor, past: Past | None = None, first: bool = True) -> Tensor:

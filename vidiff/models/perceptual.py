@@ -32,6 +32,8 @@ class PerceptualDistance(nn.Module):
                 dim_in = dim
         load_weights(self, weights)
         self.requires_grad_(False)
+        self.mean: Tensor
+        self.std: Tensor
         # Statistics of ImageNet, for pixels in [0, 1].
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)

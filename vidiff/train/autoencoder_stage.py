@@ -168,7 +168,8 @@ class AutoencoderStage:
             video = to_video(self.data.clip(index)[None]).to(device)
             mean = model.posterior(video).mean
             means.append(mean[0].flatten(1).T.cpu())
-            colors.append(F.adaptive_avg_pool3d(video, mean.shape[2:])[0].flatten(1).T.cpu())
+            f, h, w = mean.shape[2:]
+            colors.append(F.adaptive_avg_pool3d(video, (f, h, w))[0].flatten(1).T.cpu())
         latents = torch.cat(means).double()
         std = latents.std(0).clamp(min=1e-4)
         if self.config.normalize == "all":

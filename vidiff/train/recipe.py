@@ -1,5 +1,6 @@
 """A recipe: stages in order, each starting from what earlier ones left, ending in a model folder."""
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,8 @@ import torch
 from rich.console import Console
 
 from vidiff import config
-from vidiff.checkpoint import model_hash
-from vidiff.data.dataset import ClipDataset, DataConfig
+from vidiff.checkpoint import model_hash, save_model
+from vidiff.data.dataset import ClipDataset, DataConfig, write_skipped
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, write_text
 from vidiff.model_folder import (
@@ -18,6 +19,7 @@ from vidiff.model_folder import (
     SamplingConfig,
     load_autoencoder,
     load_denoiser,
+    read_config,
     save_autoencoder,
 )
 from vidiff.models.autoencoder import VideoVAE
@@ -66,8 +68,7 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
     """
     with run_lock(run_dir):
         write_text(run_dir / "config.yaml", config.dump(recipe))
-        data = ClipDataset(recipe.data)
-        console.print(f"{recipe.data.path}: {len(data)} clips", soft_wrap=True, highlight=False)
+        data = _opened(recipe.data, run_dir, console)
         for stage in recipe.stages:
             export = run_dir / stage.name / "export"
             if _finished(export, stage):
@@ -80,6 +81,16 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                     _train_denoiser(stage, recipe, data, run_dir, console)
             write_text(export / "stage.yaml", config.dump(stage))
         return _assembled(recipe, run_dir, dtype)
+
+
+def _opened(settings: DataConfig, run_dir: Path, console: Console) -> ClipDataset:
+    """Open the data and say, on the console and in the run folder, what became of every clip."""
+    with console.status("reading clips") as status:
+        data = ClipDataset(settings, lambda done: status.update(f"reading clips: {done}") if done % 50 == 0 else None)
+    write_skipped(data, run_dir / "skipped.jsonl")
+    write_text(run_dir / "data.json", json.dumps(data.fates.to_dict(), indent=1))
+    console.print(f"{settings.path}\n{data.fates.table()}", soft_wrap=True, highlight=False, markup=False)
+    return data
 
 
 def _finished(export: Path, stage: StageConfig) -> bool:
@@ -111,8 +122,6 @@ def _train_denoiser(
         start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, vae.latents)
         stage.denoiser.load_state_dict(start.state_dict())
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    from vidiff.checkpoint import save_model
-
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
 
@@ -140,9 +149,6 @@ def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     vae = load_autoencoder(run_dir / last.autoencoder / "export")
     save_autoencoder(folder / AUTOENCODER, vae, dtype)
-    from vidiff.checkpoint import save_model
-    from vidiff.model_folder import read_config
-
     settings: ModelConfig = read_config(ModelConfig, export)
     save_model(folder, config.to_dict(settings), load_denoiser(export, settings, vae.latents).state_dict(), dtype=dtype)
     return folder

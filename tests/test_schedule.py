@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidiff.diffusion.schedule import (
+    CosineSchedule,
+    FlowSchedule,
+    LinearSchedule,
+    ScaledLinearSchedule,
+    has_no_signal_at_end,
+    log_snr,
+)
+from vidiff.errors import ConfigError
+
+SCHEDULES = [
+    CosineSchedule(),
+    CosineSchedule(shift=3.0),
+    CosineSchedule(zero_terminal_snr=False),
+    LinearSchedule(),
+    LinearSchedule(zero_terminal_snr=True),
+    ScaledLinearSchedule(),
+    ScaledLinearSchedule(zero_terminal_snr=True),
+    FlowSchedule(),
+    FlowSchedule(shift=5.0),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_time_starts_at_data_and_signal_falls(schedule):
+    alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, 501, dtype=torch.float64))
+    assert alpha[0] == 1 and sigma[0] == 0
+    assert (alpha.diff() < 0).all() and (sigma.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(t=st.floats(1e-4, 1 - 1e-4))
+def test_time_at_inverts_the_ratio_of_noise_to_signal(schedule, t):
+    time = torch.tensor([t], dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(time)
+    assert schedule.time_at(sigma / alpha).item() == pytest.approx(t, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_only_schedules_that_say_so_keep_signal_at_the_end(schedule):
+    empty = getattr(schedule, "zero_terminal_snr", True)
+    assert has_no_signal_at_end(schedule) == empty
+    assert torch.isinf(log_snr(schedule, torch.ones(1))).item() == empty
+    if empty:
+        assert schedule.time_at(torch.tensor([math.inf], dtype=torch.float64)).item() == 1
+
+
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not isinstance(s, FlowSchedule)], ids=repr)
+def test_variance_is_preserved(schedule):
+    alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, 101, dtype=torch.float64))
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(101, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "beta_schedule", "start", "end"),
+    [(LinearSchedule(), "linear", 1e-4, 0.02), (ScaledLinearSchedule(), "scaled_linear", 0.00085, 0.012)],
+)
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_linear_schedules_pass_through_the_published_steps(ours, beta_schedule, start, end, zero_terminal_snr):
+    from diffusers import DDIMScheduler
+
+    reference = DDIMScheduler(
+        beta_schedule=beta_schedule, beta_start=start, beta_end=end, rescale_betas_zero_snr=zero_terminal_snr
+    )
+    ours = type(ours)(zero_terminal_snr=zero_terminal_snr)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert torch.allclose(ours.alpha_sigma(t)[0] ** 2, reference.alphas_cumprod.double(), atol=1e-5)
+
+
+def test_a_shift_multiplies_the_ratio_of_noise_to_signal():
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for plain, shifted in ((CosineSchedule(), CosineSchedule(shift=3.0)), (FlowSchedule(), FlowSchedule(shift=3.0))):
+        (a, s), (a3, s3) = plain.alpha_sigma(t), shifted.alpha_sigma(t)
+        assert torch.allclose(3 * s / a, s3 / a3)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: CosineSchedule(shift=0),
+        lambda: FlowSchedule(shift=-1),
+        lambda: LinearSchedule(beta_start=0.5, beta_end=0.1),
+    ],
+)
+def test_impossible_settings_are_refused(build):
+    with pytest.raises(ConfigError):
+        build()
