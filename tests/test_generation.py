@@ -1,9 +1,8 @@
 """The command line end to end, on a model with tiny random weights."""
 
 import json
-import os
-import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from tests.clips import write_folder
 from vidiff import config
 from vidiff.checkpoint import save_model
+from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import read_clip
 from vidiff.decoding import decode, decode_tiled
@@ -173,14 +173,33 @@ def model(tmp_path_factory):
     return folder
 
 
-def vidiff(*arguments, cwd=None):
-    command = [sys.executable, "-m", "vidiff", *map(str, arguments)]
-    env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HOME": os.environ.get("HOME", "/")}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=300)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def vidiff(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, in ``cwd``."""
+
+    def run(*arguments, cwd=tmp_path):
+        monkeypatch.setattr(sys, "argv", ["vidiff", *map(str, arguments)])
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 @needs_minilm
-def test_generate_then_reproduce_then_decode(model, tmp_path):
+def test_generate_then_reproduce_then_decode(vidiff, model, tmp_path):
     made = vidiff("generate", "an orc", "--model", model, "-o", tmp_path / "orc.mp4", "--seed", 3, "--json")
     assert made.returncode == 0, made.stderr
     (row,) = json.loads(made.stdout)
@@ -201,7 +220,7 @@ def test_generate_then_reproduce_then_decode(model, tmp_path):
 
 
 @needs_minilm
-def test_a_list_of_prompts_is_finished_on_a_second_run(model, tmp_path):
+def test_a_list_of_prompts_is_finished_on_a_second_run(vidiff, model, tmp_path):
     rows = [{"prompt": "an orc", "id": "one"}, {"caption": "an elf", "seed": 9, "negative": "orc"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = (
@@ -249,7 +268,7 @@ def test_a_list_of_prompts_is_finished_on_a_second_run(model, tmp_path):
         ((), "give a prompt or --from-file"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(model, tmp_path, arguments, word):
+def test_bad_input_is_one_line_and_leaves_nothing(vidiff, model, tmp_path, arguments, word):
     extra = () if "--model" in arguments else ("--model", model)
     done = vidiff("generate", *arguments, *extra, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -259,7 +278,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, tmp_path, arguments, wo
 
 
 @needs_minilm
-def test_damaged_weights_are_one_line(model, tmp_path):
+def test_damaged_weights_are_one_line(vidiff, model, tmp_path):
     import shutil
 
     shutil.copytree(model, tmp_path / "m")
@@ -271,7 +290,7 @@ def test_damaged_weights_are_one_line(model, tmp_path):
 
 
 @needs_minilm
-def test_the_tiny_recipe_makes_a_model_of_a_folder(tmp_path):
+def test_the_tiny_recipe_makes_a_model_of_a_folder(vidiff, tmp_path):
     write_folder(tmp_path / "clips", 6)
     steps = [f"--set=stages.{i}.trainer.max_steps=4" for i in range(3)]
     arguments = ("train", "tiny", "--data", tmp_path / "clips", "--run-dir", tmp_path / "run", *steps)
