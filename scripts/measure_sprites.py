@@ -62,7 +62,9 @@ def main() -> None:
     options = [f"--{option}" for option in arguments.options]
     command = ["generate", "--from-file", prompts, "-o", arguments.out, "--model", arguments.model, "--batch", "8"]
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "vidiff", *map(str, command), *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "vidiff", *map(str, command), *options], check=True, stdout=subprocess.DEVNULL
+    )
     seconds = time.monotonic() - started
     scores = arguments.out / "scores.json"
     oracle = [sys.executable, arguments.oracle, arguments.out, prompts, "--json", scores]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vidiff.diffusion.schedule import FlowSchedule, LinearSchedule
-from vidiff.sampling.loop import SolverState, sample
+from vidiff.sampling.loop import Problem, SolverState, sample
 from vidiff.sampling.solvers import DDIM, DDPM, DPMpp2M, Euler, Heun
 
 diffusers = pytest.importorskip("diffusers")
@@ -37,7 +37,7 @@ def trajectory(solver, schedule, x, times, randn=None):
     """Run our steps from ``x`` itself, since the reference starts without scaling by sigma."""
     state, states = SolverState(x), []
     for t, s in itertools.pairwise(times):
-        state = solver(ours(schedule), schedule, state, t, s, randn)
+        state = solver(Problem(ours(schedule), schedule, randn), state, t, s)
         states.append(state.x)
     return states
 

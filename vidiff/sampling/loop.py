@@ -20,18 +20,29 @@ class SolverState:
     t: Tensor | None = None  # the time of that estimate, ()
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a solver integrates: a denoiser on its schedule, and where fresh noise comes from."""
+
+    denoise: DenoiseFn
+    schedule: NoiseSchedule
+    randn: Callable[[], Tensor] | None = None  # of the latents' shape; only stochastic solvers need it
+
+    def x_0(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the estimate of x_0 (B, C, f, h, w) for ``x`` at one time ``t`` ()."""
+        return self.denoise(x, t.expand(x.shape[0]))
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Return fresh standard normal noise."""
+        if self.randn is None:
+            raise ValueError("a stochastic solver needs randn")
+        return self.randn().to(like)
+
+
 class Step(Protocol):
     """One step of a solver from time ``t`` to an earlier time ``s``, both () and float64."""
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Callable[[], Tensor] | None = None,
-    ) -> SolverState: ...
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState: ...
 
 
 @torch.no_grad()
@@ -61,9 +72,10 @@ def sample(
     """
     num_steps = len(times) - 1
     _, sigma = schedule.alpha_sigma(times[0])
+    problem = Problem(denoise, schedule, randn)
     state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
     for index in range(num_steps):
-        state = solver(denoise, schedule, state, times[index], times[index + 1], randn)
+        state = solver(problem, state, times[index], times[index + 1])
         if on_step is not None:
             on_step(index + 1, num_steps, state.x if state.x_0 is None else state.x_0)
     return state.x

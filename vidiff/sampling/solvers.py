@@ -4,33 +4,18 @@ Each is a frozen dataclass, so it is its own configuration, and keeps nothing be
 method remembers travels in `SolverState`. Coefficients are computed in float64.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vidiff.diffusion.guidance import DenoiseFn
-from vidiff.diffusion.schedule import NoiseSchedule
 from vidiff.errors import ConfigError, did_you_mean
-from vidiff.sampling.loop import SolverState
-
-Randn = Callable[[], Tensor] | None
-
-
-def _estimate(denoise: DenoiseFn, x: Tensor, t: Tensor) -> Tensor:
-    return denoise(x, t.expand(x.shape[0]))
+from vidiff.sampling.loop import Problem, SolverState
 
 
 def _eps(x: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (x - alpha * x_0) / sigma
-
-
-def _noise(randn: Randn, like: Tensor) -> Tensor:
-    if randn is None:
-        raise ValueError("a stochastic solver needs randn")
-    return randn().to(like)
 
 
 @dataclass(frozen=True)
@@ -44,23 +29,15 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"eta lies in [0, 1], got {self.eta}")
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Randn = None,
-    ) -> SolverState:
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        x_0 = _estimate(denoise, state.x, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.schedule.alpha_sigma(t), problem.schedule.alpha_sigma(s)
+        x_0 = problem.x_0(state.x, t)
         eps = _eps(state.x, x_0, alpha_t, sigma_t)
         fresh = self.eta * sigma_s * _posterior_share(alpha_t, sigma_t, alpha_s, sigma_s)
         x_s = alpha_s * x_0 + (sigma_s.square() - fresh.square()).clamp(min=0).sqrt() * eps
         if self.eta > 0 and s > 0:
-            x_s = x_s + fresh * _noise(randn, x_s)
+            x_s = x_s + fresh * problem.noise(x_s)
         return SolverState(x_s.to(state.x.dtype), x_0, t)
 
 
@@ -70,24 +47,16 @@ class DDPM:
 
     kind: Literal["ddpm"] = "ddpm"
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Randn = None,
-    ) -> SolverState:
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        x_0 = _estimate(denoise, state.x, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.schedule.alpha_sigma(t), problem.schedule.alpha_sigma(s)
+        x_0 = problem.x_0(state.x, t)
         kept = alpha_t / alpha_s  # what is left at t of the signal at s
         variance = sigma_t.square() - kept.square() * sigma_s.square()  # of the noise that came in between
         mean = (kept * sigma_s.square() * state.x + alpha_s * variance * x_0) / sigma_t.square()
         x_s = mean
         if s > 0:
-            x_s = x_s + sigma_s * _posterior_share(alpha_t, sigma_t, alpha_s, sigma_s) * _noise(randn, x_s)
+            x_s = x_s + sigma_s * _posterior_share(alpha_t, sigma_t, alpha_s, sigma_s) * problem.noise(x_s)
         return SolverState(x_s.to(state.x.dtype), x_0, t)
 
 
@@ -100,18 +69,10 @@ class Euler:
 
     kind: Literal["euler"] = "euler"
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Randn = None,
-    ) -> SolverState:
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        x_0 = _estimate(denoise, state.x, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.schedule.alpha_sigma(t), problem.schedule.alpha_sigma(s)
+        x_0 = problem.x_0(state.x, t)
         x_s = alpha_s * x_0 + sigma_s * _eps(state.x, x_0, alpha_t, sigma_t)
         return SolverState(x_s.to(state.x.dtype), x_0, t)
 
@@ -122,23 +83,15 @@ class Heun:
 
     kind: Literal["heun"] = "heun"
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Randn = None,
-    ) -> SolverState:
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        x_0 = _estimate(denoise, state.x, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.schedule.alpha_sigma(t), problem.schedule.alpha_sigma(s)
+        x_0 = problem.x_0(state.x, t)
         eps = _eps(state.x, x_0, alpha_t, sigma_t)
         x_s = alpha_s * x_0 + sigma_s * eps
         if s > 0 and alpha_t > 0:  # the ODE is singular where alpha is 0, and eps has no meaning at t = 0
             x_s = x_s.to(state.x.dtype)
-            eps_s = _eps(x_s, _estimate(denoise, x_s, s), alpha_s, sigma_s)
+            eps_s = _eps(x_s, problem.x_0(x_s, s), alpha_s, sigma_s)
             step = sigma_s - alpha_s * (sigma_t / alpha_t)
             x_s = alpha_s / alpha_t * state.x + step * (eps + eps_s) / 2
         return SolverState(x_s.to(state.x.dtype), x_0, t)
@@ -154,22 +107,14 @@ class DPMpp2M:
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
 
-    def __call__(
-        self,
-        denoise: DenoiseFn,
-        schedule: NoiseSchedule,
-        state: SolverState,
-        t: Tensor,
-        s: Tensor,
-        randn: Randn = None,
-    ) -> SolverState:
+    def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        x_0 = _estimate(denoise, state.x, t)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.schedule.alpha_sigma(t), problem.schedule.alpha_sigma(s)
+        x_0 = problem.x_0(state.x, t)
         step = _half_log_snr(alpha_s, sigma_s) - _half_log_snr(alpha_t, sigma_t)
         direction = x_0
         if state.x_0 is not None and state.t is not None and s > 0:
-            last = _half_log_snr(alpha_t, sigma_t) - _half_log_snr(*schedule.alpha_sigma(state.t))
+            last = _half_log_snr(alpha_t, sigma_t) - _half_log_snr(*problem.schedule.alpha_sigma(state.t))
             if torch.isfinite(last):
                 direction = x_0 + step / (2 * last) * (x_0 - state.x_0)
         x_s = sigma_s / sigma_t * state.x - alpha_s * torch.expm1(-step) * direction
