@@ -13,6 +13,13 @@ CONFIGS = {
     "space-only": replace(TINY, temporal_downsample=(False, False)),
     "two-levels": replace(TINY, dim_mult=(1, 2), temporal_downsample=(True,), num_res_blocks=2, middle_attention=False),
     "shortcuts": replace(TINY, shortcuts=True, patch_size=2),
+    "time-only-step": replace(TINY, spatial_downsample=(True, False)),
+    "heavy-patches": replace(
+        TINY, dim_mult=(1,), temporal_downsample=(), num_res_blocks=0, patch_size=4, patch_frames=4, patch_kernel=1
+    ),
+    "linear": replace(
+        TINY, dim_mult=(1,), temporal_downsample=(), num_res_blocks=0, patch_size=4, patch_frames=2, linear=True
+    ),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -24,6 +31,8 @@ def tiny_vae(config: VideoVAEConfig) -> VideoVAE:
         for name, parameter in vae.named_parameters():
             if "norm" in name:
                 torch.nn.init.normal_(parameter, 1.0, 0.2)
+            elif not parameter.any():  # branches that start at zero would hide what is behind them
+                torch.nn.init.normal_(parameter, std=0.05)
     vae.latent_mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
     vae.latent_std.copy_(torch.tensor([0.5, 1.0, 2.0]))
     return vae
@@ -170,3 +179,25 @@ def test_strides_follow_from_the_config():
 def test_impossible_configs_are_refused(wrong: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         replace(TINY, **wrong)
+
+
+def test_the_pca_start_reconstructs_as_principal_components_do():
+    config = replace(CONFIGS["linear"], latent_channels=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = VideoVAE(config)
+    # Clips of five patterns and a mean: five components hold all of it.
+    generator = torch.Generator().manual_seed(3)
+    patterns = 0.2 * torch.randn(5, 3, 2, 4, 4, generator=generator)
+    weights = torch.randn(6, 5, generator=generator)
+    clips = [torch.einsum("n,ncfhw->cfhw", w, patterns).repeat(1, 2, 2, 2)[:, 1:] for w in weights]
+    vae.start_as_pca([clip for clip in clips if clip.shape[1] == 3])
+    with torch.no_grad():
+        first, rest = clips[0][:, :1], clips[0][:, 1:]
+        found = vae.reconstruct(vae.posterior(clips[0][None]).mean)[0]
+        assert found.shape == clips[0].shape and first.shape[1] + rest.shape[1] == 3
+        assert torch.isfinite(found).all()
+        total = (clips[0] - clips[0].mean()).square().mean()
+        assert (found[:, 1:] - rest).square().mean() < 0.2 * total
+    with pytest.raises(ConfigError, match="linear: true"):
+        VideoVAE(TINY).start_as_pca(clips)

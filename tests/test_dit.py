@@ -15,8 +15,11 @@ VARIANTS = [
     replace(SMALL, attention="factorized"),
     replace(SMALL, modulation="block"),
     replace(SMALL, attention="factorized", modulation="block", positions="rope+absolute"),
+    replace(SMALL, pooled_text=True),
 ]
-variants = pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.attention}-{c.modulation}-{c.positions}")
+variants = pytest.mark.parametrize(
+    "config", VARIANTS, ids=lambda c: f"{c.attention}-{c.modulation}-{c.positions}-pooled={c.pooled_text}"
+)
 
 
 @pytest.fixture(autouse=True)

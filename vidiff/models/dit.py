@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
-from vidiff.types import Conditioning
+from vidiff.types import Conditioning, TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DiTConfig:
     modulation: Literal["shared", "block"] = "shared"  # one projection plus a table a block, or one projection a block
     positions: Literal["rope", "rope+absolute"] = "rope"
     mask_text: bool = True  # hide padded text tokens from cross-attention; Wan shows them
+    pooled_text: bool = False  # the mean of the text's states joins t in modulating every block; Wan's does not
     norm_eps: float = 1e-6
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
 
@@ -177,6 +178,7 @@ class SpaceTimeDiT(nn.Module):
         self.time_embedding = TimeEmbedding(dim)
         self.time_projection = nn.Linear(dim, 3 * config.num_branches * dim) if config.modulation == "shared" else None
         self.text_projection = TextProjection(text_dim, dim)
+        self.pooled_projection = TextProjection(text_dim, dim) if config.pooled_text else None
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
         self.out_modulation = Modulation(config, 2)
         self.out = nn.Linear(dim, patch * in_channels)
@@ -209,6 +211,8 @@ class SpaceTimeDiT(nn.Module):
         if self.config.positions == "rope+absolute":
             tokens = tokens + absolute_embedding(positions, self.config.dim).to(tokens.dtype)
         emb = self.time_embedding(t)
+        if self.pooled_projection is not None:
+            emb = emb + self.pooled_projection(pooled(cond.text)).to(emb.dtype)
         context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
         for block in self.blocks:
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
@@ -258,6 +262,8 @@ class SpaceTimeDiT(nn.Module):
             nn.init.normal_(embedding.linear_1.weight, std=0.02)
             nn.init.normal_(embedding.linear_2.weight, std=0.02)
         zeroed = [self.out]
+        if self.pooled_projection is not None:
+            zeroed.append(self.pooled_projection.linear_2)
         for module in self.modules():
             if isinstance(module, Modulation) and module.projection is not None:
                 zeroed.append(module.projection)
@@ -266,6 +272,12 @@ class SpaceTimeDiT(nn.Module):
         for linear in zeroed:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+
+def pooled(text: TextEmbedding) -> Tensor:
+    """Return the mean of the real tokens' states, (B, text_dim)."""
+    weights = text.mask.to(text.tokens.dtype)
+    return torch.einsum("bld,bl->bd", text.tokens, weights) / weights.sum(1, keepdim=True)
 
 
 def gated(x: Tensor, y: Tensor, branch: Tensor) -> Tensor:
