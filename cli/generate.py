@@ -18,7 +18,7 @@ def generate(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
     model: Annotated[str, typer.Option(help="Bundled model, or a model folder.")] = "sprites",
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same clip.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, euler or heun.")] = None,

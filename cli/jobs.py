@@ -134,6 +134,8 @@ def _json_row(place: str, line: str, index: int) -> _Row:
     negative, seed = row.get("negative"), row.get("seed")
     if not isinstance(negative, str | None) or not isinstance(seed, int | None) or isinstance(seed, bool):
         raise DataError(f"{place}: negative must be text and seed a whole number")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise DataError(f"{place}: seeds lie between 0 and {2**32 - 1}, got {seed}")
     return _Row(text, str(name), negative, seed)
 
 

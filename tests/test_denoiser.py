@@ -141,3 +141,29 @@ def test_min_snr_weights_data_error_by_the_capped_snr():
     weights = MinSNRWeighting(gamma=5.0).weights(torch.tensor([0.5, 2.0, 100.0]).log(), "x0")
     assert weights.tolist() == pytest.approx([0.5, 2.0, 5.0], rel=1e-4)
     assert SimpleWeighting().weights(torch.tensor([0.5, 100.0]).log(), "v").tolist() == [1, 1]
+
+
+class Recorder(nn.Module):
+    """Keeps the types it is called with; its matrix product is what autocast changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(2, 2)
+
+    def forward(self, x, t, cond):
+        self.called_with, self.time = (x.dtype, t.dtype), t
+        mixed = self.mix(x.movedim(1, -1))
+        self.product = mixed.dtype
+        return mixed.movedim(-1, 1)
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_only_the_backbone_runs_in_the_precision_the_caller_chose(precise):
+    backbone = Recorder()
+    denoiser = Denoiser(backbone, CosineSchedule(), "v", text_dim=4)
+    x, t, cond = torch.randn(2, 2, 1, 3, 3), torch.tensor([0.0, 1.0], dtype=torch.float64), Conditioning(text(2))
+    with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+        estimate, loss = denoiser(x, t, cond), denoiser.loss(x, torch.randn_like(x), t.float(), cond)
+    assert backbone.called_with == (torch.float32, torch.float32) and backbone.time.tolist() == [0, 1]
+    assert backbone.product == (torch.float32 if precise else torch.bfloat16)
+    assert estimate.dtype == loss.dtype == torch.float32 and torch.isfinite(estimate).all()

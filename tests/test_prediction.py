@@ -31,3 +31,10 @@ def test_eps_is_refused_where_it_says_nothing():
     with pytest.raises(ConfigError, match="use v"):
         check_prediction("eps", CosineSchedule())
     check_prediction("eps", LinearSchedule())
+
+
+@pytest.mark.parametrize("kind", get_args(Prediction))
+def test_data_can_be_recovered_where_no_noise_is_left(kind):
+    zero, one = torch.zeros(1), torch.ones(1)
+    x_0, eps = torch.tensor([0.7]), torch.tensor([-1.3])
+    assert to_x0(kind, target(kind, x_0, eps, one, zero), x_0, one, zero).item() == pytest.approx(0.7)

@@ -92,3 +92,10 @@ def test_a_shift_multiplies_the_ratio_of_noise_to_signal():
 def test_impossible_settings_are_refused(build):
     with pytest.raises(ConfigError):
         build()
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(beta_end=0.019), ScaledLinearSchedule(beta_end=0.011)], ids=repr)
+def test_a_schedule_first_used_while_building_on_meta_still_has_its_numbers(schedule):
+    with torch.device("meta"):  # settings used nowhere else, so that no table of theirs is kept yet
+        assert not has_no_signal_at_end(schedule)
+    assert 0 < schedule.alpha_sigma(torch.tensor([0.5]))[0].item() < 1

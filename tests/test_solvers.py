@@ -109,3 +109,14 @@ def test_karras_times_fall_and_end_at_data():
 def test_no_steps_are_refused(steps):
     with pytest.raises(ConfigError):
         uniform_times(steps)
+
+
+def test_times_follow_the_latents_to_their_device():
+    devices = []
+
+    def denoise(x, t):
+        devices.append(t.device.type)
+        return x
+
+    sample(denoise, CosineSchedule(), Euler(), torch.empty(2, 1, 1, 1, 1, device="meta"), uniform_times(2))
+    assert devices == ["meta", "meta"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
@@ -56,7 +57,8 @@ def guided(
             return mixed
         axes = tuple(range(1, x_t.ndim))
         # Lin et al. restore the deviation of the network's output; of x_0 it is what over-saturation inflates.
-        restored = mixed * (towards.std(axes, keepdim=True) / mixed.std(axes, keepdim=True).clamp(min=1e-12))
-        return mixed.lerp(restored, guidance.rescale)
+        wanted, found = (v.std(axes, correction=0, keepdim=True) for v in (towards, mixed))
+        # An estimate without any deviation has none to restore: it is left as it is, not turned to 0.
+        return mixed.lerp(mixed * torch.where(found > 0, wanted / found, 1), guidance.rescale)
 
     return denoise

@@ -38,6 +38,8 @@ def target(kind: Prediction, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Ten
 
 def to_x0(kind: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """Return the clean sample that ``output`` implies for ``x_t``; all broadcast together."""
+    if kind == "x0":
+        return output  # the formula below would divide 0 by 0 at t = 0
     a, b = target_weights(kind, alpha, sigma)
     return (b * x_t - sigma * output) / (alpha * b - sigma * a)
 

@@ -135,18 +135,20 @@ def log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
 
 def has_no_signal_at_end(schedule: NoiseSchedule) -> bool:
     """Return whether alpha(1) is 0."""
-    alpha, _ = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64))
+    alpha, _ = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64, device="cpu"))
     return alpha.item() == 0.0
 
 
 @lru_cache
 def _alphas(beta_start: float, beta_end: float, power: float, zero_terminal_snr: bool) -> Tensor:
     """Return alpha at the 1001 times k / 1000, float64: 1, then the square roots of the cumulative products."""
-    betas = torch.linspace(beta_start**power, beta_end**power, _GRID, dtype=torch.float64) ** (1 / power)
+    # On the CPU by name: the table is kept for all callers, and one may be building a model on the meta device.
+    roots = torch.linspace(beta_start**power, beta_end**power, _GRID, dtype=torch.float64, device="cpu")
+    betas = roots ** (1 / power)
     alphas = (1 - betas).cumprod(0).sqrt()
     if zero_terminal_snr:
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    return torch.cat([torch.ones(1, dtype=torch.float64), alphas])
+    return torch.cat([alphas.new_ones(1), alphas])
 
 
 def _interpolated(t: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:

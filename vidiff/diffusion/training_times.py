@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidiff.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class UniformTimes:
@@ -39,6 +41,10 @@ class LogitNormalTimes:
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ConfigError(f"std must be positive, got {self.std}")
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return ``batch`` times, (B,), float32, on the generator's device."""

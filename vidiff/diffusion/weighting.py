@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidiff.diffusion.prediction import Prediction
+from vidiff.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class MinSNRWeighting:
     kind: Literal["min_snr"] = "min_snr"
     gamma: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ConfigError(f"gamma must be positive, got {self.gamma}")
+
     def weights(self, log_snr: Tensor, predicts: Prediction) -> Tensor:
         """Return the factors of the squared errors in the network's target, of log_snr's shape."""
         # min(SNR, gamma) / m(SNR), with SNR kept finite: both ends have finite limits for eps, v and flow.
@@ -47,6 +52,10 @@ class VelocityWeighting:
 
     kind: Literal["velocity"] = "velocity"
     max_snr: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not self.max_snr > 0:
+            raise ConfigError(f"max_snr must be positive, got {self.max_snr}")
 
     def weights(self, log_snr: Tensor, predicts: Prediction) -> Tensor:
         """Return the factors of the squared errors in the network's target, of log_snr's shape."""

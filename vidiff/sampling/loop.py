@@ -63,14 +63,14 @@ def sample(
         schedule: the one the denoiser was trained on.
         solver: takes one step; see `vidiff.sampling.solvers`.
         noise: standard normal latents, (B, C, f, h, w).
-        times: falling times, (num_steps + 1,), float64.
+        times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
         Clean latents, (B, C, f, h, w).
     """
-    num_steps = len(times) - 1
+    num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
     problem = Problem(denoise, schedule, randn)
     state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
