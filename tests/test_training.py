@@ -1,6 +1,9 @@
 import json
 import math
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +110,23 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, precision
         again = states(train(Toy(players=2), settings, folder, QUIET))
         assert rows(folder) == rows(tmp_path / "whole")
         assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_run_that_was_killed_outright_resumes_to_the_same_losses(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, {root!r})\n"
+        "from tests.test_training import QUIET, Toy, config, train\n"
+        "die = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == {step} else None\n"
+        "train(Toy(on_batch=die), config(), Path({folder!r}), QUIET)\n"
+    )
+    root = str(Path(__file__).parents[1])
+    for step, code_wanted in ((6, -signal.SIGKILL), (10, -signal.SIGKILL), (99, 0)):
+        script = code.format(root=root, step=step, folder=str(tmp_path / "killed"))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == code_wanted, done.stderr
+    script = code.format(root=root, step=99, folder=str(tmp_path / "whole"))
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", [0, 3, 6])
