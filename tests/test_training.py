@@ -34,6 +34,7 @@ class Toy:
             self.models = {"model": nn.Sequential(nn.Linear(4, hidden), nn.SiLU(), nn.Linear(hidden, 4))}
             if players == 2:
                 self.models["critic"] = nn.Linear(4, 1)
+        self.groups = None
         self.identity = {"hidden": hidden, "sizes": (1, 2)}
         self.on_batch = on_batch
 

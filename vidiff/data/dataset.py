@@ -136,6 +136,13 @@ class ClipDataset:
         shapes = ((self.config.height, self.config.width), *self.config.buckets)
         return min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1] * info.width / info.height)))
 
+    def groups(self) -> list[int] | None:
+        """Return the number of each clip's bucket, or None where all clips have one shape."""
+        if not self.config.buckets:
+            return None
+        numbers: dict[tuple[int, int], int] = {}
+        return [numbers.setdefault(self.bucket(index), len(numbers)) for index in range(len(self))]
+
     def clip(self, index: int, start: float = 0.5) -> Tensor:
         """Return a sample, uint8 (F, H, W, 3).
 

@@ -66,7 +66,7 @@ class AutoencoderStage:
 
     def __init__(self, config: AutoencoderStageConfig, data: ClipDataset):
         self.config, self.data = config, data
-        self.name, self.size = config.name, len(data)
+        self.name, self.size, self.groups = config.name, len(data), data.groups()
         seed = config.trainer.seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -24,19 +24,19 @@ from vidiff.types import TextEmbedding, TextEncoder
 _PART = 128  # clips or captions in one file
 
 
-def cached_latents(root: Path, vae: VideoVAE, vae_hash: str, data: ClipDataset, console: Console) -> Tensor:
-    """Return the normalized latents of every clip, float16 (N, C, f, h, w), the posterior's means."""
+def cached_latents(root: Path, vae: VideoVAE, vae_hash: str, data: ClipDataset, console: Console) -> list[Tensor]:
+    """Return the normalized latents of every clip, N of them, float16 (C, f, h, w), the posterior's means."""
 
     @torch.no_grad()
     def encode(indices: list[int]) -> dict[str, Tensor]:
         device = vae.latent_mean.device
         # One clip at a time: equal bytes whatever the parts, and memory stays small.
-        latents = [vae.encode(to_video(data.clip(index)[None]).to(device)) for index in indices]
-        return {"latents": torch.cat(latents).half().cpu()}
+        clips = {index: vae.encode(to_video(data.clip(index)[None]).to(device)) for index in indices}
+        return {f"{index:08d}": latents[0].half().cpu() for index, latents in clips.items()}
 
     folder = root / f"latents-{_digest(vae_hash, data.fingerprint)}"
     parts = _parts(folder, len(data), encode, "encoding clips", console)
-    return torch.cat([part["latents"] for part in parts])
+    return [part[name] for part in parts for name in sorted(part)]
 
 
 @dataclass(frozen=True)

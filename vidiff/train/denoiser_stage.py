@@ -61,12 +61,12 @@ class DenoiserStage:
         config: DenoiserStageConfig,
         model_config: ModelConfig,
         data: ClipDataset,
-        latents: Tensor,
+        latents: list[Tensor],
         text: CachedText,
         vae: VideoVAE,
     ):
         self.config, self.data, self.latents, self.text, self.vae = config, data, latents, text, vae
-        self.name, self.size = config.name, len(data)
+        self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.sampling: SamplingConfig = model_config.sampling
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed)
@@ -78,7 +78,7 @@ class DenoiserStage:
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        latents = self.latents[indices].float()
+        latents = torch.stack([self.latents[index] for index in indices]).float()
         first_frame = None
         if rng.random() < self.config.single_frames:
             frames = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
@@ -113,7 +113,7 @@ class DenoiserStage:
         first = torch.zeros(count, dtype=torch.int64, device=device)
         cond = Conditioning(self.text.embedding(captions).to(device), first)
         denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
-        shape = list(self.latents.shape[1:])
+        shape = list(self.latents[0].shape)
         if self.config.single_frames == 1:
             shape[1] = 1
         noise = SeededNoise(range(count)).randn(*shape).to(device)

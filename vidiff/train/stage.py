@@ -18,6 +18,9 @@ class Stage(Protocol):
     size: int
     """Samples in an epoch."""
 
+    groups: list[int] | None
+    """The group of each sample, where batches must not mix groups; None if any samples go together."""
+
     identity: dict[str, Any]
     """Whatever a checkpoint must agree with to be resumed: configs and the fingerprint of the data."""
 

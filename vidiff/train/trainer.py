@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vidiff import checkpoint
-from vidiff.data.order import batch_indices
+from vidiff.data.order import batch_indices, grouped_batch_indices
 from vidiff.errors import CheckpointError, ConfigError, NumericalError
 from vidiff.train.ema import EMA
 from vidiff.train.interrupt import StopRequest, deferred_signals
@@ -123,9 +123,13 @@ class _Run:
 
     def batch(self, step: int, part: int) -> Batch:
         """Return this process's part of the batch of ``step``."""
-        indices = batch_indices(self.stage.size, self.config.batch_size, self.config.seed, step)
+        size, seed, groups = self.config.batch_size, self.config.seed, self.stage.groups
+        if groups is None:
+            indices = batch_indices(self.stage.size, size, seed, step)
+        else:
+            indices = grouped_batch_indices(groups, size, seed, step)
         start = (self.accelerator.process_index * self.config.accumulate + part) * self.micro
-        return self.stage.batch(indices[start : start + self.micro], _seed(self.config.seed, step, start))
+        return self.stage.batch(indices[start : start + self.micro], _seed(seed, step, start))
 
     def train_step(self, step: int, parts: list[Batch]) -> None:
         factor = lr_factor(step, self.config.max_steps, self.config.optimizer)
