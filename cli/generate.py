@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
-    model: Annotated[str, typer.Option(help="Bundled model, or a model folder.")] = "sprites",
+    model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")] = "sprites",
+    download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
@@ -62,7 +63,7 @@ def generate(
             note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
         made: list[dict[str, Any]] = []
         if waiting:
-            pipeline = _load(model, device)
+            pipeline = _load(model, device, download)
             shared = _settings(
                 pipeline, model, steps, guidance, sampler, frames, fps, size, format, waiting, upscale, dtype
             )
@@ -73,11 +74,11 @@ def generate(
             result(made, "", as_json=True)
 
 
-def _load(model: str, device: str | None) -> "Pipeline":
+def _load(model: str, device: str | None, download: bool) -> "Pipeline":
     from vidiff.cli.devices import chosen_device
     from vidiff.pipeline import find_model, load
 
-    folder = find_model(model)
+    folder = find_model(model, download)
     chosen = chosen_device(device)
     with console.status(f"loading {model}"):
         return load(folder, chosen)

@@ -76,7 +76,7 @@ def _usage_message(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     hint = f" Try '{context.command_path} --help'." if context is not None else ""
-    return f"{error.format_message()}{hint}"
+    return f"{error.format_message().rstrip('.')}.{hint}"
 
 
 def _memory_message(error: Exception) -> str | None:

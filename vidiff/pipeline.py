@@ -17,6 +17,7 @@ from vidiff.models.autoencoder import VideoVAE
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.times import uniform_times
+from vidiff.text import sources
 from vidiff.text.encoders import build_text_encoder
 from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
 
@@ -91,11 +92,12 @@ class Pipeline:
         return Conditioning(found).drop_text(empty, null).text
 
 
-def find_model(name: str) -> Path:
-    """Return the folder of a model given by path or by the name of a bundled one.
+def find_model(name: str, download: bool = False) -> Path:
+    """Return the folder of a model: a path, the name of a bundled one, or a hub id OWNER/NAME@COMMIT.
 
     Raises:
-        CheckpointError: if there is neither; the message names the nearest bundled model.
+        CheckpointError: if there is none; the message names the nearest bundled model.
+        ConfigError: if a hub id comes without its commit.
     """
     if (Path(name) / "config.yaml").is_file():
         return Path(name)
@@ -104,6 +106,9 @@ def find_model(name: str) -> Path:
         return bundled[name]
     if Path(name).is_dir():
         raise CheckpointError(f"{name}: no model here (config.yaml is missing)")
+    source, _, revision = name.partition("@")
+    if sources.is_hub_id(source) and (revision or download):
+        return sources.hub_folder(source, revision or None, download, "--download")
     hint = did_you_mean(name, bundled) or f" Bundled models: {', '.join(bundled) or 'none'}."
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
 

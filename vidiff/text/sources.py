@@ -52,24 +52,36 @@ def resolved(source: str, revision: str | None, allow_download: bool) -> Path:
         raise ConfigError("text.source is empty: give a folder or a hub id")
     if Path(source).is_dir():
         return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+    if not is_hub_id(source):
         raise ConfigError(f"text.source: {source} is neither a folder nor a hub id")
+    return hub_folder(source, revision, allow_download, "text.allow_download: true")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether ``name`` has the form OWNER/NAME."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+
+
+def hub_folder(source: str, revision: str | None, allow_download: bool, how: str) -> Path:
+    """Return the local copy of a hub repository at a pinned commit, fetched if that is allowed; ``how`` says how.
+
+    Raises:
+        ConfigError: if the commit is not pinned.
+        CheckpointError: if the files are not on this machine and may not be, or cannot be, fetched.
+    """
     if revision is None or not _REVISION.fullmatch(revision):
-        raise ConfigError(
-            f"text.revision: {source} needs the 40-digit commit it is read at, or its weights may change silently"
-        )
+        raise ConfigError(f"{source} needs the 40-digit commit it is read at, or its weights may change silently")
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.yaml", "*.safetensors"]
     try:
         folder = snapshot_download(
-            source,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors"],
-            local_files_only=not allow_download,
+            source, revision=revision, allow_patterns=patterns, local_files_only=not allow_download
         )
     except Exception as error:  # the hub raises many kinds; each means the files are not here
-        hint = "" if allow_download else "; set text.allow_download: true to fetch it, or give a folder"
-        raise CheckpointError(f"{source}@{revision[:12]}: not on this machine{hint} ({error})") from error
+        hint = "" if allow_download else f"; use {how} to fetch it, or give a folder"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{source}@{revision[:12]}: not on this machine{hint} ({reason})") from error
     return Path(folder)
 
 
