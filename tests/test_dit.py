@@ -15,7 +15,7 @@ VARIANTS = [
     replace(SMALL, attention="factorized"),
     replace(SMALL, modulation="block"),
     replace(SMALL, attention="factorized", modulation="block", positions="rope+absolute"),
-    replace(SMALL, pooled_text=True),
+    replace(SMALL, pooled_text=True, input_skip=True),
 ]
 variants = pytest.mark.parametrize(
     "config", VARIANTS, ids=lambda c: f"{c.attention}-{c.modulation}-{c.positions}-pooled={c.pooled_text}"
@@ -227,3 +227,16 @@ def test_low_resolution_conditioning_is_refused():
 def test_impossible_configs_are_refused(wrong: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         replace(SMALL, **wrong)
+
+
+def test_the_input_skip_multiplies_each_number_by_a_gain_of_the_time():
+    model = dit(replace(SMALL, input_skip=True), trained=False)
+    x, t, cond = torch.randn(2, 3, 2, 4, 4), torch.tensor([0.2, 0.8]), condition(2)
+    assert torch.equal(model(x, t, cond), torch.zeros_like(x))
+    torch.nn.init.ones_(model.skip_gain.bias)
+    torch.testing.assert_close(model(x, t, cond), x)
+    torch.nn.init.normal_(model.skip_gain.weight)
+    gain = model(x, t, cond) / x
+    patches = gain.unflatten(3, (2, 2)).unflatten(5, (2, 2))  # equal gains at equal places of every patch
+    torch.testing.assert_close(patches, patches[:, :, :1, :1, :, :1].expand_as(patches), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(gain[0], gain[1])

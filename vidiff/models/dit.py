@@ -38,6 +38,7 @@ class DiTConfig:
     positions: Literal["rope", "rope+absolute"] = "rope"
     mask_text: bool = True  # hide padded text tokens from cross-attention; Wan shows them
     pooled_text: bool = False  # the mean of the text's states joins t in modulating every block; Wan's does not
+    input_skip: bool = False  # the output gets the input back, each number times a gain that follows from t
     norm_eps: float = 1e-6
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
 
@@ -182,6 +183,9 @@ class SpaceTimeDiT(nn.Module):
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
         self.out_modulation = Modulation(config, 2)
         self.out = nn.Linear(dim, patch * in_channels)
+        # Carries detail past a width smaller than a token's numbers, as c_skip does (Karras et al., 2022, equation 7),
+        # but learned for each of them.
+        self.skip_gain = nn.Linear(dim, patch * in_channels) if config.input_skip else None
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -222,10 +226,20 @@ class SpaceTimeDiT(nn.Module):
 
         shift, scale = self.out_modulation(emb if self.time_projection is None else emb[:, None]).split(1, dim=1)
         y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.norm_eps)
-        patches = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)
+        output = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)
+        if self.skip_gain is not None:
+            output = output + self._gained(patches, emb)
         f, h, w = sizes
         pattern = "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)"
-        return rearrange(patches, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+        return rearrange(output, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def _gained(self, patches: Tensor, emb: Tensor) -> Tensor:
+        """Return the input's patches (B, N, c pt ph pw), in the output's order of numbers, times their gains."""
+        assert self.skip_gain is not None
+        pt, ph, pw = self.config.patch_size
+        patches = rearrange(patches, "b n (c pt ph pw) -> b n (pt ph pw c)", pt=pt, ph=ph, pw=pw)
+        with torch.autocast(emb.device.type, enabled=False):
+            return patches * self.skip_gain(F.silu(emb))[:, None].to(patches.dtype)
 
     def _context(self, emb: Tensor, cond: Conditioning, rotary: Tensor, num_frames: int) -> Context:
         device, dtype = emb.device.type, self.patch_embedding.weight.dtype
@@ -262,6 +276,8 @@ class SpaceTimeDiT(nn.Module):
             nn.init.normal_(embedding.linear_1.weight, std=0.02)
             nn.init.normal_(embedding.linear_2.weight, std=0.02)
         zeroed = [self.out]
+        if self.skip_gain is not None:
+            zeroed.append(self.skip_gain)
         if self.pooled_projection is not None:
             zeroed.append(self.pooled_projection.linear_2)
         for module in self.modules():
