@@ -1,6 +1,5 @@
 """The ``vidiff`` command: what the commands are, and how errors reach the user."""
 
-import os
 import sys
 
 import typer
@@ -49,10 +48,6 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader of our output went away; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
     except Exception as error:
         if message := _usage_message(error):
             _fail(message)
