@@ -167,3 +167,13 @@ def test_only_the_backbone_runs_in_the_precision_the_caller_chose(precise):
     assert backbone.called_with == (torch.float32, torch.float32) and backbone.time.tolist() == [0, 1]
     assert backbone.product == (torch.float32 if precise else torch.bfloat16)
     assert estimate.dtype == loss.dtype == torch.float32 and torch.isfinite(estimate).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_loss_is_computed_in_float32_whatever_the_latents_are(dtype):
+    denoiser = Denoiser(Linear(), CosineSchedule(), "v", text_dim=4)
+    x_0, eps = torch.randn(2, 3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    t, cond = torch.tensor([0.2, 0.5, 1.0]), Conditioning(text(3, 1.0))
+    loss = denoiser.loss(x_0, eps, t, cond)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, denoiser.loss(x_0.float(), eps.float(), t, cond))

@@ -52,3 +52,10 @@ def test_rescale_treats_each_sample_by_itself():
     assert torch.allclose(together[:1], alone)
     # The mix is 1.8 x and the conditional estimate x, so 0.7 of the way back is 1.24 x.
     assert torch.allclose(alone, 1.24 * x[:1], rtol=1e-5)
+
+
+def test_each_sample_is_guided_by_its_own_time():
+    x, t = torch.zeros(2, 1, 1, 2, 2), torch.tensor([0.3, 0.9])
+    for times, expected in ((t, [3.0, 1.0]), (t.flip(0), [1.0, 3.0])):
+        found = guided(Echo(), says(1.0), says(0.0), Guidance(scale=3.0, t_max=0.6))(x, times)
+        assert found.mean((1, 2, 3, 4)).tolist() == expected

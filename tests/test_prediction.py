@@ -2,16 +2,21 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidiff.diffusion.prediction import Prediction, check_prediction, target, to_x0
-from vidiff.diffusion.schedule import CosineSchedule, FlowSchedule, LinearSchedule
+from vidiff.diffusion.schedule import CosineSchedule, FlowSchedule, LinearSchedule, ScaledLinearSchedule
 from vidiff.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", get_args(Prediction))
-@pytest.mark.parametrize("schedule", [CosineSchedule(), FlowSchedule(shift=2.0), LinearSchedule()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [CosineSchedule(), FlowSchedule(shift=2.0), LinearSchedule(), ScaledLinearSchedule(zero_terminal_snr=True)],
+    ids=repr,
+)
+@settings(deadline=None)  # a busy machine is no error
 @given(t=st.floats(0.01, 0.99), x_0=st.floats(-5, 5), eps=st.floats(-5, 5))
 def test_the_target_gives_back_the_data(kind, schedule, t, x_0, eps):
     alpha, sigma = schedule.alpha_sigma(torch.tensor([t], dtype=torch.float64))

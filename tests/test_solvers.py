@@ -3,14 +3,18 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from tests.mixtures import Mixture
-from vidiff.diffusion.schedule import CosineSchedule, FlowSchedule, LinearSchedule
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.prediction import target
+from vidiff.diffusion.schedule import CosineSchedule, FlowSchedule, LinearSchedule, ScaledLinearSchedule
 from vidiff.errors import ConfigError
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.solvers import DDIM, DDPM, SOLVERS, DPMpp2M, Euler, Heun, Solver, solver_by_name
 from vidiff.sampling.times import karras_times, uniform_times
+from vidiff.types import Conditioning, TextEmbedding
 
 ALL = [*(member() for member in get_args(Solver)), DDIM(eta=0.5), DDIM(eta=1.0)]
 
@@ -33,13 +37,52 @@ def test_samples_recover_the_means_and_weights_of_a_mixture(solver, schedule):
         assert len(chosen) / len(found) == pytest.approx(weight, abs=0.03)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 1000])
+HARDEST = [  # none or next to no signal at t = 1
+    CosineSchedule(),
+    CosineSchedule(zero_terminal_snr=False),
+    LinearSchedule(zero_terminal_snr=True),
+    ScaledLinearSchedule(zero_terminal_snr=True),
+    FlowSchedule(shift=5.0),
+]
+STEPS = [(schedule, steps) for schedule in HARDEST for steps in (1, 2, 4)] + [(CosineSchedule(), 1000)]
+
+
+class ExactNetwork(nn.Module):
+    """Answers with the target that the mixture's own denoiser implies."""
+
+    def __init__(self, schedule, kind):
+        super().__init__()
+        self.schedule, self.kind = schedule, kind
+
+    def forward(self, x, t, cond):
+        alpha, sigma = (v.view(-1, 1, 1, 1, 1) for v in self.schedule.alpha_sigma(t))
+        x_0 = Mixture(self.schedule)(x, t)
+        return target(self.kind, x_0, (x - alpha * x_0) / sigma, alpha, sigma)
+
+
+@pytest.mark.parametrize(("schedule", "steps"), STEPS, ids=repr)
 @pytest.mark.parametrize("solver", ALL, ids=repr)
-def test_no_number_of_steps_gives_nan_without_terminal_signal(solver, steps):
-    schedule = CosineSchedule()
-    randn = noise_of(16)
+def test_no_number_of_steps_leaves_the_range_of_the_data(solver, schedule, steps):
+    randn = noise_of(64)
     found = sample(Mixture(schedule), schedule, solver, randn(), uniform_times(steps), randn=randn)
-    assert torch.isfinite(found).all()
+    # The outermost means are -2 and 3, with a deviation of 0.1.
+    assert torch.isfinite(found).all() and found.min() > -2.8 and found.max() < 3.8
+
+
+@pytest.mark.parametrize("kind", ["x0", "v", "flow"])
+@pytest.mark.parametrize("solver", ALL, ids=repr)
+def test_float32_latents_and_a_network_end_where_exact_arithmetic_does(solver, kind):
+    schedule = CosineSchedule()
+    denoiser = Denoiser(ExactNetwork(schedule, kind), schedule, kind, text_dim=1)
+    cond = Conditioning(TextEmbedding(torch.zeros(64, 1, 1), torch.ones(64, 1, dtype=torch.bool)))
+    ends = []
+    for denoise, dtype in ((Mixture(schedule), torch.float64), (lambda x, t: denoiser(x, t, cond), torch.float32)):
+        randn = noise_of(64)
+        end = sample(denoise, schedule, solver, randn().to(dtype), uniform_times(10), randn=randn)
+        assert end.dtype == dtype
+        ends.append(end.double())
+    # One on the edge between two components may fall either way.
+    assert ((ends[0] - ends[1]).abs() < 1e-3).double().mean() > 0.95
 
 
 def gaussian_error(solver, steps, schedule, std=0.5, mean=1.0):

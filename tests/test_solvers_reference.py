@@ -14,6 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 
 STEPS = 20
 LINEAR = LinearSchedule()
+ZERO_SNR = LinearSchedule(zero_terminal_snr=True)
 
 
 def model_x0(x, alpha, sigma):
@@ -55,9 +56,24 @@ def exact(reference):
     return reference
 
 
-def eps_of(x, timestep):
-    alpha, sigma = LINEAR.alpha_sigma((torch.as_tensor(timestep).double() + 1) / 1000)
+def without_signal(reference):
+    """Let the reference compute in float64 with its own rescaled betas."""
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    betas = rescale_zero_terminal_snr(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    reference.betas, reference.alphas = betas, 1 - betas
+    reference.alphas_cumprod = (1 - betas).cumprod(0)
+    return reference
+
+
+def eps_of(x, timestep, schedule=LINEAR):
+    alpha, sigma = schedule.alpha_sigma((torch.as_tensor(timestep).double() + 1) / 1000)
     return (x - alpha * model_x0(x, alpha, sigma)) / sigma
+
+
+def v_of(x, timestep):
+    alpha, sigma = ZERO_SNR.alpha_sigma((torch.as_tensor(timestep).double() + 1) / 1000)
+    return alpha * eps_of(x, timestep, ZERO_SNR) - sigma * model_x0(x, alpha, sigma)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
@@ -71,8 +87,49 @@ def test_ddim(eta):
     for index, timestep in enumerate(reference.timesteps):
         # The reference's previous step is k - 50, ours the next in its list; the last one goes to 0 in both.
         x = reference.step(eps_of(x, timestep), timestep, x, eta=eta, variance_noise=draws[index]).prev_sample
-        if index < STEPS - 1 or eta == 0:
-            assert (x - mine[index]).abs().max() < 1e-4
+        assert (x - mine[index]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_from_no_signal_at_all(eta):
+    reference = without_signal(
+        diffusers.DDIMScheduler(
+            clip_sample=False,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        )
+    )
+    reference.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    reference.set_timesteps(STEPS)
+    times = vp_times(reference.timesteps)
+    assert times[0] == 1 and ZERO_SNR.alpha_sigma(times[0])[0] == 0
+    x, draws = start(), [start(i + 1) for i in range(STEPS)]
+    queue = iter(draws)
+    mine = trajectory(DDIM(eta=eta), ZERO_SNR, x, times, lambda: next(queue))
+    for index, timestep in enumerate(reference.timesteps):
+        x = reference.step(v_of(x, timestep), timestep, x, eta=eta, variance_noise=draws[index]).prev_sample
+        assert (x - mine[index]).abs().max() < 1e-4
+
+
+def test_ddpm_from_no_signal_at_all():
+    reference = without_signal(
+        diffusers.DDPMScheduler(
+            clip_sample=False,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            variance_type="fixed_small",
+        )
+    )
+    reference.one = torch.ones((), dtype=torch.float64)
+    reference.set_timesteps(STEPS)
+    x, generator, again = start(), torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    draw = lambda: torch.randn(x.shape, generator=again, dtype=torch.float64)  # noqa: E731
+    mine = trajectory(DDPM(), ZERO_SNR, x, vp_times(reference.timesteps), draw)
+    for index, timestep in enumerate(reference.timesteps):
+        x = reference.step(v_of(x, timestep), timestep, x, generator=generator).prev_sample
+        assert (x - mine[index]).abs().max() < 1e-4
 
 
 def test_ddpm():
@@ -103,15 +160,18 @@ def test_euler():
         assert (x * alphas[index + 1] - mine[index]).abs().max() < 1e-3
 
 
-def test_flow_euler():
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_euler(shift):
     reference = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     reference.set_timesteps(STEPS)
-    schedule = FlowSchedule()
-    times = torch.as_tensor(reference.sigmas, dtype=torch.float64)  # sigma is t where shift is 1
+    schedule = FlowSchedule(shift=shift)  # the grid of sigmas decides: any shift finds its own times for it
+    sigmas = torch.as_tensor(reference.sigmas, dtype=torch.float64)
+    times = schedule.time_at(sigmas / (1 - sigmas))
+    assert times[0] == 1 and times[-1] == 0
     x = start()
     mine = trajectory(Euler(), schedule, x, times)
     for index, timestep in enumerate(reference.timesteps):
-        sigma = times[index]
+        sigma = sigmas[index]
         velocity = (x - model_x0(x, 1 - sigma, sigma)) / sigma  # eps - x_0
         x = reference.step(velocity, timestep, x).prev_sample
         assert (x - mine[index]).abs().max() < 1e-3

@@ -43,8 +43,16 @@ class Denoiser(nn.Module):
         return prediction.to_x0(self.predicts, output.to(alpha.dtype), x_t.to(alpha.dtype), alpha, sigma).float()
 
     def loss(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Return the mean squared error of the network's own target for each sample, (B,), float32."""
-        alpha, sigma = (expand_as(v.to(x_0.dtype), x_0) for v in self.schedule.alpha_sigma(t))
+        """Return the mean squared error of the network's own target for each sample, (B,), float32.
+
+        Args:
+            x_0: clean latents, (B, C, f, h, w); half-precision ones are noised in float32 all the same.
+            eps: standard normal noise of x_0's shape.
+            t: time in [0, 1] of each sample, (B,).
+            cond: conditioning of the same B samples.
+        """
+        x_0, eps = x_0.float(), eps.float()
+        alpha, sigma = (expand_as(v.float(), x_0) for v in self.schedule.alpha_sigma(t))
         output = self.backbone(alpha * x_0 + sigma * eps, t.float(), cond).float()
         wanted = prediction.target(self.predicts, x_0, eps, alpha, sigma)
         return (output - wanted).square().flatten(1).mean(1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
+from vidiff.tensors import expand_as
 from vidiff.types import Conditioning
 
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]
@@ -44,21 +45,27 @@ def guided(
         denoiser: estimates x_0 of (x_t, t, conditioning).
         cond: conditioning of the B samples.
         null: the same with the null text or a negative prompt.
-        guidance: how far to go from ``null`` towards ``cond``, and beyond.
+        guidance: how far to go from ``null`` towards ``cond``, and beyond; its interval holds for each sample's t.
     """
     both = null.joined(cond)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        if guidance.scale == 1 or not guidance.t_min <= t[0].item() <= guidance.t_max:
+        inside = (t >= guidance.t_min) & (t <= guidance.t_max)
+        if guidance.scale == 1 or not inside.any():
             return denoiser(x_t, t, cond)
         away, towards = denoiser(x_t.repeat(2, *[1] * (x_t.ndim - 1)), t.repeat(2), both).chunk(2)
         mixed = away + guidance.scale * (towards - away)
-        if guidance.rescale == 0:
-            return mixed
-        axes = tuple(range(1, x_t.ndim))
-        # Lin et al. restore the deviation of the network's output; of x_0 it is what over-saturation inflates.
-        wanted, found = (v.std(axes, correction=0, keepdim=True) for v in (towards, mixed))
-        # An estimate without any deviation has none to restore: it is left as it is, not turned to 0.
-        return mixed.lerp(mixed * torch.where(found > 0, wanted / found, 1), guidance.rescale)
+        if guidance.rescale > 0:
+            mixed = mixed.lerp(_with_deviation_of(towards, mixed), guidance.rescale)
+        return torch.where(expand_as(inside, mixed), mixed, towards)
 
     return denoise
+
+
+def _with_deviation_of(wanted: Tensor, found: Tensor) -> Tensor:
+    """Return ``found`` scaled to the deviation of ``wanted``, each sample by itself."""
+    axes = tuple(range(1, found.ndim))
+    # Lin et al. restore the deviation of the network's output; of x_0 it is what over-saturation inflates.
+    target, actual = (v.std(axes, correction=0, keepdim=True) for v in (wanted, found))
+    # An estimate without any deviation has none to restore: it is left as it is, not turned to 0.
+    return found * torch.where(actual > 0, target / actual, 1)

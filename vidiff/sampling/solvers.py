@@ -13,6 +13,9 @@ from torch import Tensor
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.sampling.loop import Problem, SolverState
 
+# Below this alpha / sigma a step counts as one out of pure noise. Grids in use that keep signal begin at 1 / 700 or above.
+_PURE_NOISE = 1e-3
+
 
 def _eps(x: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (x - alpha * x_0) / sigma
@@ -79,7 +82,10 @@ class Euler:
 
 @dataclass(frozen=True)
 class Heun:
-    """Second order, two evaluations a step (Karras et al., 2022, Algorithm 1, on the ODE of `Euler`)."""
+    """Second order, two evaluations a step (Karras et al., 2022, Algorithm 1, on the ODE of `Euler`).
+
+    First order where x_t is all but pure noise, and in the step that ends at t = 0.
+    """
 
     kind: Literal["heun"] = "heun"
 
@@ -89,7 +95,9 @@ class Heun:
         x_0 = problem.x_0(state.x, t)
         eps = _eps(state.x, x_0, alpha_t, sigma_t)
         x_s = alpha_s * x_0 + sigma_s * eps
-        if s > 0 and alpha_t > 0:  # the ODE is singular where alpha is 0, and eps has no meaning at t = 0
+        # The correction is a difference of eps times sigma / alpha: singular at alpha = 0, and beyond any sample's
+        # size long before that. At t = 0 eps has no meaning.
+        if s > 0 and alpha_t > _PURE_NOISE * sigma_t:
             x_s = x_s.to(state.x.dtype)
             eps_s = _eps(x_s, problem.x_0(x_s, s), alpha_s, sigma_s)
             step = sigma_s - alpha_s * (sigma_t / alpha_t)
