@@ -13,7 +13,7 @@ from torch import Tensor
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.sampling.loop import Problem, SolverState
 
-# Below this alpha / sigma a step counts as one out of pure noise. Grids in use that keep signal begin at 1 / 700 or above.
+# Below this alpha / sigma a step counts as one out of pure noise.
 _PURE_NOISE = 1e-3
 
 
