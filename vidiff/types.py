@@ -58,6 +58,8 @@ class Conditioning:
         text = TextEmbedding(torch.cat([mine.tokens, theirs.tokens]), torch.cat([mine.mask, theirs.mask]))
 
         def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            if (a is None) != (b is None):
+                raise ValueError("joined conditionings must hold the same parts")
             return None if a is None or b is None else torch.cat([a, b])
 
         return Conditioning(
