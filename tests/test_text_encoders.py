@@ -71,6 +71,21 @@ def test_the_words_that_were_cut_are_shown():
 
 
 @needs_minilm
+def test_a_word_of_which_a_part_is_read_is_shown_whole():
+    encoder = build_text_encoder(MiniLMConfig(max_tokens=4))
+    with pytest.warns(TruncationWarning, match=r"were cut: tokenization of grass$"):
+        encoder.encode(["a tokenization of grass"])
+
+
+@needs_minilm
+def test_minilm_reads_a_folder_of_ones_own(minilm):
+    own = build_text_encoder(MiniLMConfig(source=str(minilm.folder)))
+    assert torch.equal(own.encode(["a red ball"]).tokens, minilm.encode(["a red ball"]).tokens)
+    with pytest.raises(ConfigError, match="not a folder"):
+        build_text_encoder(MiniLMConfig(source="owner/name"))
+
+
+@needs_minilm
 def test_changed_weights_are_refused(tmp_path):
     folder = tmp_path / "minilm"
     folder.mkdir()
@@ -170,6 +185,57 @@ def test_incomplete_weights_are_refused_by_name(tmp_path):
         build_text_encoder(ours)
 
 
+@pytest.mark.parametrize("size", [7, 300])
+def test_damaged_weights_are_refused_by_name(tmp_path, size):
+    _, ours = tiny("t5", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=f"{tmp_path.name}: cannot be read"):
+        build_text_encoder(ours)
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    _, ours = tiny("clip", tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit text kind t5"):
+        build_text_encoder(T5Config(source=ours.source))
+
+
+def test_more_tokens_than_positions_are_refused(tmp_path):
+    _, ours = tiny("clip", tmp_path)
+    with pytest.raises(ConfigError, match="at most 12"):
+        build_text_encoder(CLIPTextConfig(source=ours.source, max_tokens=13))
+
+
+def test_weights_and_tokenizer_may_lie_in_folders_of_their_own(tmp_path):
+    weights, words = tmp_path / "text_encoder", tmp_path / "tokenizer"
+    weights.mkdir()
+    words.mkdir()
+    tiny("umt5", weights)
+    expected = build_text_encoder(T5Config(source=str(weights))).encode(["a red ball"]).tokens
+    (weights / "tokenizer.json").rename(words / "tokenizer.json")
+    config = T5Config(source=str(tmp_path), subfolder="text_encoder", tokenizer="../tokenizer")
+    assert torch.equal(build_text_encoder(config).encode(["a red ball"]).tokens, expected)
+
+
+def test_only_the_named_folders_of_a_hub_repository_are_fetched(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda source, **arguments: asked.update(arguments) or str(tmp_path)
+    )
+    for subfolder, tokenizer, expected in (
+        ("text_encoder", "../tokenizer", {"text_encoder", "tokenizer"}),
+        ("", "tokenizer", {"", "tokenizer"}),
+        ("", ".", {""}),
+    ):
+        config = T5Config(source="owner/name", revision="0" * 40, subfolder=subfolder, tokenizer=tokenizer)
+        with pytest.raises(CheckpointError, match=r"config\.json"):  # the folder that stands for the hub's is empty
+            build_text_encoder(config)
+        assert {pattern.rpartition("/")[0] for pattern in asked["allow_patterns"]} == expected
+        assert asked["local_files_only"]
+
+
 def test_a_hub_id_needs_a_pinned_revision():
     with pytest.raises(ConfigError, match="40-digit commit"):
         build_text_encoder(T5Config(source="google/umt5-xxl", revision="main"))
@@ -184,6 +250,9 @@ def test_the_fingerprint_follows_weights_and_settings(tmp_path):
     first = build_text_encoder(ours).fingerprint
     assert first == build_text_encoder(ours).fingerprint
     assert first != build_text_encoder(T5Config(source=ours.source, max_tokens=9)).fingerprint
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"red"', '"blue"'))
+    assert first != build_text_encoder(ours).fingerprint
 
 
 def test_prompts_are_cleaned_as_published():

@@ -4,6 +4,7 @@ Weights are read from safetensors only, tokenizers from ``tokenizer.json``; no c
 """
 
 import hashlib
+import posixpath
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class MiniLMConfig:
     """The MiniLM of the ``offline`` extra: all-MiniLM-L6-v2, 384 wide (Wang et al., 2020)."""
 
     kind: Literal["minilm"] = "minilm"
+    source: str = ""  # a folder with other weights of this network; empty is the published ones of the extra
     max_tokens: int = 64
 
 
@@ -41,7 +43,8 @@ class CLIPTextConfig:
     kind: Literal["clip"] = "clip"
     source: str = ""  # a folder, or a hub id
     revision: str | None = None  # the commit of a hub id, 40 hexadecimal digits
-    tokenizer: str = "."  # folder of tokenizer.json, relative to the source's
+    subfolder: str = ""  # where the weights lie within the source
+    tokenizer: str = "."  # folder of tokenizer.json, relative to the weights'
     allow_download: bool = False
     max_tokens: int = 77
 
@@ -53,12 +56,15 @@ class T5Config:
     kind: Literal["t5"] = "t5"
     source: str = ""
     revision: str | None = None
+    subfolder: str = ""
     tokenizer: str = "."
     allow_download: bool = False
     max_tokens: int = 512
     pad: Literal["longest", "max"] = "longest"  # max: zeros up to max_tokens, as Wan wants it
     clean: bool = True  # prompts cleaned as Wan's are
 
+
+_MODEL_TYPES = {"minilm": ("bert",), "clip": ("clip", "clip_text_model"), "t5": ("t5", "mt5", "umt5")}
 
 TextEncoderConfig = MiniLMConfig | CLIPTextConfig | T5Config
 
@@ -71,8 +77,11 @@ class PretrainedTextEncoder:
 
         self.config, self.folder, self.model, self.dim = config, folder, model.eval().requires_grad_(False), dim
         self.max_tokens = config.max_tokens
-        if self.max_tokens < 3:
-            raise ConfigError(f"text.max_tokens must be at least 3, got {self.max_tokens}")
+        positions = getattr(model.config, "max_position_embeddings", None)  # T5's are relative and have no end
+        if self.max_tokens < 3 or (positions is not None and self.max_tokens > positions):
+            limit = "" if positions is None else f" and at most {positions}, all that {folder} reads"
+            raise ConfigError(f"text.max_tokens must be at least 3{limit}, got {self.max_tokens}")
+        self._tokenizer_file = tokenizer
         try:
             self.tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # tokenizers raises bare Exception
@@ -82,9 +91,9 @@ class PretrainedTextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights and settings, for caches."""
+        """A hash of the weights, tokenizer and settings, for caches."""
         digest = hashlib.sha256(repr(self.config).encode())
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in [*sorted(self.folder.glob("*.safetensors")), self._tokenizer_file]:
             digest.update(sha256_of(path).encode())
         return digest.hexdigest()
 
@@ -113,6 +122,8 @@ class PretrainedTextEncoder:
             start = next(
                 span[0] for span, special in zip(rest.offsets, rest.special_tokens_mask, strict=True) if not special
             )
+            while start and not prompt[start - 1].isspace() and not prompt[start].isspace():
+                start -= 1  # a word of which only a part is read is shown whole
             cut = prompt[start:]
             warnings.warn(
                 f"the prompt is longer than {self.max_tokens} tokens; these words were cut: {cut.strip()}",
@@ -133,19 +144,27 @@ def build_text_encoder(
     """
     match config:
         case MiniLMConfig():
-            folder = sources.bundled_minilm()
+            folder = sources.local_folder(config.source) if config.source else sources.bundled_minilm()
             tokenizer = folder
         case CLIPTextConfig() | T5Config():
-            folder = sources.resolved(config.source, config.revision, config.allow_download)
-            tokenizer = (folder / config.tokenizer).resolve()
+            parts = (config.subfolder, posixpath.join(config.subfolder, config.tokenizer))
+            root = sources.resolved(config.source, config.revision, config.allow_download, parts)
+            folder = root / config.subfolder
+            tokenizer = folder / config.tokenizer
     model = _load(config, folder)
     dim = model.config.d_model if isinstance(config, T5Config) else model.config.hidden_size
     return PretrainedTextEncoder(config, folder, tokenizer / "tokenizer.json", model.to(device, dtype), dim)
 
 
 def _load(config: TextEncoderConfig, folder: Path) -> Any:
-    """Read the weights; the classes are imported here because importing them takes a second."""
+    """Read the weights; the classes are imported here because importing them takes seconds."""
+    from safetensors import SafetensorError
+
     cls: Any
+    found = sources.model_type(folder)
+    if found not in _MODEL_TYPES[config.kind]:
+        known = ", ".join(_MODEL_TYPES[config.kind])
+        raise CheckpointError(f"{folder}: model_type {found} does not fit text kind {config.kind} ({known})")
     arguments: dict[str, Any] = {}
     match config:
         case MiniLMConfig():
@@ -157,7 +176,7 @@ def _load(config: TextEncoderConfig, folder: Path) -> Any:
 
             cls = CLIPTextModel
         case T5Config():
-            if sources.model_type(folder) == "umt5":
+            if found == "umt5":
                 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
                 cls = UMT5EncoderModel
@@ -172,7 +191,7 @@ def _load(config: TextEncoderConfig, folder: Path) -> Any:
             model, report = cls.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **arguments
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be read as {cls.__name__}: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:

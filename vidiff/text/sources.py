@@ -1,7 +1,9 @@
 """Where pretrained weights come from: the offline extra, a folder, or a hub id at a pinned revision."""
 
 import json
+import posixpath
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -41,8 +43,15 @@ def checked_minilm(folder: Path) -> Path:
     return folder
 
 
-def resolved(source: str, revision: str | None, allow_download: bool) -> Path:
-    """Return the local folder of a path or hub id.
+def local_folder(source: str) -> Path:
+    """Return ``source`` as a path; raise a ConfigError if it is not a folder."""
+    if not Path(source).is_dir():
+        raise ConfigError(f"text.source: {source} is not a folder")
+    return Path(source)
+
+
+def resolved(source: str, revision: str | None, allow_download: bool, parts: Sequence[str] = ("",)) -> Path:
+    """Return the local folder of a path or hub id; of the latter only the folders ``parts`` are fetched.
 
     Raises:
         ConfigError: if ``source`` is neither a folder nor a hub id at a pinned revision.
@@ -54,7 +63,7 @@ def resolved(source: str, revision: str | None, allow_download: bool) -> Path:
         return Path(source)
     if not is_hub_id(source):
         raise ConfigError(f"text.source: {source} is neither a folder nor a hub id")
-    return hub_folder(source, revision, allow_download, "text.allow_download: true")
+    return hub_folder(source, revision, allow_download, "text.allow_download: true", parts)
 
 
 def is_hub_id(name: str) -> bool:
@@ -62,8 +71,10 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
 
 
-def hub_folder(source: str, revision: str | None, allow_download: bool, how: str) -> Path:
+def hub_folder(source: str, revision: str | None, allow_download: bool, how: str, parts: Sequence[str] = ("",)) -> Path:
     """Return the local copy of a hub repository at a pinned commit, fetched if that is allowed; ``how`` says how.
+
+    Only the folders ``parts`` of the repository are fetched; the empty one is all of it.
 
     Raises:
         ConfigError: if the commit is not pinned.
@@ -73,7 +84,12 @@ def hub_folder(source: str, revision: str | None, allow_download: bool, how: str
         raise ConfigError(f"{source} needs the 40-digit commit it is read at, or its weights may change silently")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.yaml", "*.safetensors"]
+    places = [posixpath.normpath(part) for part in parts]
+    patterns = [
+        ("" if place == "." else f"{place}/") + kind
+        for place in places
+        for kind in ("*.json", "*.yaml", "*.safetensors")
+    ]
     try:
         folder = snapshot_download(
             source, revision=revision, allow_patterns=patterns, local_files_only=not allow_download
