@@ -13,7 +13,7 @@ def decode(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default where it was to go.")] = None,
     model: Annotated[str | None, typer.Option(help="Default: the model it was sampled with.")] = None,
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
 ) -> None:
     """Decode the latents of an earlier generate again: after a crash, or into another format.
 

@@ -13,19 +13,17 @@ def chosen_device(name: str | None) -> torch.device:
     """Return the named device, or the best there is.
 
     Raises:
-        ConfigError: if this machine has no such device.
+        ConfigError: if this machine has no such device, or vidiff does not run on it.
     """
     if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ConfigError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps":
+        raise ConfigError("mps: sampling computes its coefficients in float64, which mps lacks; use --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"unknown device {name!r}; use cpu, cuda or cuda:1")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"{name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("mps: this machine has no such device; use --device cpu")
     return device
 
 

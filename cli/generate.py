@@ -36,7 +36,7 @@ def generate(
         int | None, typer.Option(min=1, help="Repeat pixels N times; small clips default to a visible size.")
     ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Also write all frames as one PNG.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default the best there is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     preview: Annotated[bool, typer.Option("--preview", help="Show the clip in the terminal while it forms.")] = False,
     settings: Annotated[bool, typer.Option("--settings", help="Print every resolved setting on stderr.")] = False,

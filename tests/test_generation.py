@@ -263,6 +263,7 @@ def test_a_list_of_prompts_is_finished_on_a_second_run(vidiff, model, tmp_path):
         (("x", "--steps", "0"), "at least 1"),
         (("x", "--dtype", "float64"), "unknown dtype"),
         (("x", "--device", "tpu"), "unknown device"),
+        (("x", "--device", "mps"), "float64"),
         (("x", "--format", "avi"), "unknown format"),
         (("x", "--fps", "0"), "fps must lie"),
         (("x", "-o", "/proc/nowhere/a.mp4"), "/proc/nowhere"),
