@@ -72,6 +72,15 @@ def test_data_check_prints_the_fate_of_every_clip(tmp_path):
     assert json.loads(done.stdout)["used"] == 2 and json.loads(done.stdout)["total"] == 3
 
 
+def test_toyworld_writes_what_data_check_reads(tmp_path):
+    out = tmp_path / "out"
+    size = ("--frames", 3, "--size", 16)
+    vidiff("data", "toyworld", "--out", out, "--count", 2, *size, "--seed", 1, "--heldout", check=True)
+    assert json.loads((out / "MANIFEST.json").read_text())["shards"]["toyworld-00000.tar"]["samples"] == 2
+    done = vidiff("data", "check", out, "--frames", 3, "--size", "16x16", "--json", capture_output=True, check=True)
+    assert json.loads(done.stdout)["used"] == 2
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -89,6 +98,9 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
         (("train", "tiny", "--data", "nowhere"), "nowhere"),
         (("decode", "nowhere"), "no run folder"),
         (("reproduce", "nowhere.mp4"), "nowhere.mp4"),
+        (("data", "toyworld", "--out", "x", "--size", "0"), "WIDTHxHEIGHT"),
+        (("data", "toyworld", "--out", "x", "--fps", "0"), "fps must lie"),
+        (("data", "toyworld", "--out", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, word):

@@ -22,7 +22,7 @@ LAYERS = [
     {"diffusion", "models", "text", "data"},
     {"interop", "sampling"},
     {"model_folder"},
-    {"decoding", "pipeline", "train"},
+    {"decoding", "pipeline", "train", "metrics"},
     {"generation"},
     {"cli", "__main__"},
 ]

@@ -1,0 +1,1 @@
+"""A rendered world of simple things that move, with captions whose truth is known exactly."""
