@@ -51,12 +51,16 @@ def judge(clip: np.ndarray, fps: float, asked: Scene, stated: dict[str, str]) ->
     # Places and turns first, from the middle of their ranges: they are not the caption's to know.
     scene = replace(asked, layout=Layout())
     error = seen.errors([scene])[0]
-    for sweep in range(_SWEEPS):
-        for step in range(len(_PLACE_STEPS) if sweep else 2):
-            scene, error = _settled(seen, scene, error, step)
+    for step in range(2):
+        scene, error = _settled(seen, scene, error, step)
+    for _ in range(_SWEEPS):
+        before = scene
         for name, options in _questions(scene):
             scene, error = _answered(seen, scene, name, options, value_of(asked, name))
-        scene, error = _settled(seen, scene, error, 1)
+        if scene == before:
+            break  # another sweep would ask the same questions
+        for step in range(len(_PLACE_STEPS)):
+            scene, error = _settled(seen, scene, error, step)
     followed = {name: value_of(scene, name) == value for name, value in stated.items()}
     return Verdict(scene, 10 * float(np.log10(255**2 / max(error, 1e-3))), followed)
 

@@ -258,7 +258,7 @@ def _surface(frames: _Frames, rays: Tensor, hits: Hits) -> Tensor:
     contrast = torch.where(albedo.mean(1, keepdim=True) > 0.6, 0.05, 0.62)
     stripe = ((0.16 - hits.local[:, :1].abs()) * 25).clamp(0, 1)
     albedo = albedo + 0.75 * stripe * (contrast - albedo)
-    seen = 1 - light.shadow[frame] * (1 - sunlit(frames.objects, points, frame, toward, hits.slot))
+    seen = 1 - light.shadow[frame] * (1 - sunlit(frames.objects, points, frame, light.toward_sun, hits.slot))
     facing = (normal * toward).sum(1).clamp(min=0)
     sun = light.sun[frame] * (facing * seen)[:, None]
     up = 0.5 + 0.5 * normal[:, 1:2]
