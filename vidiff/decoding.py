@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidiff.errors import NumericalError, ResourceError
 from vidiff.models.autoencoder import VideoVAE
+from vidiff.sampling.windows import ramp, starts
 
 _TILE = 32  # latents a side
 _OVERLAP = 8  # latents that neighboring tiles share
@@ -50,33 +51,21 @@ def decode_tiled(autoencoder: VideoVAE, latents: Tensor, tile: int = _TILE, over
     frames = 1 + (f - 1) * autoencoder.latents.frame_stride
     total = latents.new_zeros(b, 3, frames, h * stride, w * stride, dtype=torch.float32)
     weights = total.new_zeros(1, 1, 1, h * stride, w * stride)
-    for y in _starts(h, tile, overlap):
-        for x in _starts(w, tile, overlap):
+    for y in starts(h, tile, overlap):
+        for x in starts(w, tile, overlap):
             piece = latents[..., y : y + tile, x : x + tile]
             video = torch.cat(list(autoencoder.decode_stream(piece)), dim=2).float()
-            ramp = _ramp(video.shape[-2], overlap * stride)[:, None] * _ramp(video.shape[-1], overlap * stride)
-            ramp = ramp.to(video)
+            share = ramp(video.shape[-2], overlap * stride)[:, None] * ramp(video.shape[-1], overlap * stride)
+            share = share.to(video)
             at = (..., slice(y * stride, y * stride + video.shape[-2]), slice(x * stride, x * stride + video.shape[-1]))
-            total[at] += video * ramp
-            weights[at] += ramp
+            total[at] += video * share
+            weights[at] += share
     return total / weights
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` says that memory ran out, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    if size <= tile:
-        return [0]
-    return [*range(0, size - tile, tile - overlap), size - tile]
-
-
-def _ramp(size: int, overlap: int) -> Tensor:
-    """Return weights that rise from just above 0 over ``overlap`` pixels and fall again."""
-    distance = torch.arange(1, size + 1, dtype=torch.float32)
-    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap) / overlap
 
 
 def _checked(video: Tensor) -> Tensor:
