@@ -23,10 +23,20 @@ def decode(
     """
     with terminated_as_interrupt():
         from vidiff.cli.devices import chosen_device
+        from vidiff.cli.progress import sampling_progress
         from vidiff.generation import read_run, redecode
         from vidiff.pipeline import find_model, load
 
         recipe, latents = read_run(run)
         pipeline = load(find_model(model or recipe["model"]), chosen_device(device))
-        made = redecode(pipeline, recipe, latents, run, output, format, note=note)
+        made = redecode(
+            pipeline,
+            recipe,
+            latents,
+            run,
+            output,
+            format,
+            progress=lambda stage: sampling_progress(pipeline, stage, False),
+            note=note,
+        )
         result(None, str(made.job.output), as_json=False)

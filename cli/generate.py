@@ -9,6 +9,9 @@ import typer
 from vidiff.cli.output import console, note, result, terminated_as_interrupt, warn
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
     from vidiff.pipeline import Pipeline
 
@@ -38,6 +41,10 @@ def generate(
     contact_sheet: Annotated[Path | None, typer.Option(help="Also write all frames as one PNG.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    stages: Annotated[
+        str | None, typer.Option(help="Stop early: base, or base,temporal_sr; default all that the model has.")
+    ] = None,
+    keep_stages: Annotated[bool, typer.Option("--keep-stages", help="Also write the clip of each stage.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Show the clip in the terminal while it forms.")] = False,
     settings: Annotated[bool, typer.Option("--settings", help="Print every resolved setting on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -65,8 +72,9 @@ def generate(
         if waiting:
             pipeline = _load(model, device, download)
             shared = _settings(
-                pipeline, model, steps, guidance, sampler, frames, fps, size, format, waiting, upscale, dtype
+                pipeline, model, steps, guidance, sampler, frames, fps, size, format, waiting, upscale, dtype, stages
             )
+            shared = replace(shared, keep_stages=keep_stages)
             if negative is None:
                 waiting = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in waiting]
             made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
@@ -97,11 +105,12 @@ def _settings(
     jobs: "list[Job]",
     upscale: int | None,
     dtype: str,
+    stages: str | None,
 ) -> "Settings":
     """Fill what the command left open from the model's own defaults."""
     from vidiff.cli.devices import checked_dtype
     from vidiff.data.video_write import format_of
-    from vidiff.generation import Settings, resolve_size
+    from vidiff.generation import Settings, final_size, resolve_size, stage_count
     from vidiff.sampling.solvers import solver_by_name
 
     sampling = pipeline.config.sampling
@@ -111,10 +120,12 @@ def _settings(
         num_steps=sampling.num_steps if steps is None else steps,
         guidance=sampling.guidance if scale is None else replace(sampling.guidance, scale=scale),
     )
-    resolved, warnings = resolve_size(pipeline, frames, fps, size)
+    count = stage_count(pipeline, stages)
+    resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
     for text in warnings:
         warn(text)
-    visible = max(1, 256 // max(resolved.height, resolved.width))
+    final = final_size(pipeline, resolved, count)
+    visible = max(1, 256 // max(final.height, final.width))
     return Settings(
         model=model,
         size=resolved,
@@ -123,6 +134,7 @@ def _settings(
         upscale=visible if upscale is None else upscale,
         dtype=checked_dtype(dtype),
         device=str(pipeline.device),
+        stages=count,
     )
 
 
@@ -148,8 +160,11 @@ def _make(
             from vidiff import yaml12
 
             note(yaml12.dump(recipe_of(pipeline, now[0], shared)))
-        with sampling_progress(pipeline, f"clip {start + 1} of {len(jobs)}", preview) as on_step:
-            finished = make(pipeline, now, shared, on_step=on_step, note=note)
+
+        def progress(stage: str, number: int = start + 1) -> "AbstractContextManager[OnStep]":
+            return sampling_progress(pipeline, f"clip {number} of {len(jobs)}: {stage}", preview)
+
+        finished = make(pipeline, now, shared, progress=progress, note=note)
         for one in finished:
             if contact_sheet is not None and len(jobs) == 1:
                 _write_sheet(one, contact_sheet)

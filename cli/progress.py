@@ -22,7 +22,7 @@ OnStep = Callable[[int, int, "Tensor"], None]
 
 @contextmanager
 def sampling_progress(pipeline: "Pipeline", title: str, preview: bool) -> Iterator[OnStep]:
-    """Show the steps of one batch on stderr and, with ``preview``, a frame of its first clip."""
+    """Show the steps of one stage of a batch on stderr and, with ``preview``, a frame of its first clip."""
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )

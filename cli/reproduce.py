@@ -35,8 +35,9 @@ def reproduce(
         pipeline = load(find_model(model or settings.model), settings.device)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")
-        with sampling_progress(pipeline, "clip", preview=False) as on_step:
-            (made,) = generate(pipeline, [job], settings, on_step=on_step, note=note)
+        (made,) = generate(
+            pipeline, [job], settings, progress=lambda stage: sampling_progress(pipeline, stage, False), note=note
+        )
         same = made.frames_sha256 == recipe.get("frames_sha256")
         result(
             {"path": str(target), "same_frames": same, "frames_sha256": made.frames_sha256},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vidiff.data.dataset import ClipDataset, DataConfig, write_skipped
+from vidiff.data.dataset import ClipDataset, DataConfig
+from vidiff.data.fates import write_skipped
 from vidiff.data.order import batch_indices, epoch_order
 from vidiff.data.video_write import write_video
 from vidiff.errors import ConfigError, DataError
@@ -153,7 +154,7 @@ def test_totals_add_up_and_every_clip_left_out_is_listed(tmp_path: Path) -> None
         for name, count in (line.rsplit(maxsplit=1) for line in dataset.fates.table().splitlines())
     }
     assert rows["clips"] == rows["used"] + rows["skipped"] + rows["beyond the limit"]
-    write_skipped(dataset, tmp_path / "skipped.jsonl")
+    write_skipped(dataset.fates, tmp_path / "skipped.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert listed == told["skipped"]
     assert json.loads(json.dumps(told)) == told

@@ -298,7 +298,7 @@ def test_an_autoencoder_is_saved_with_exact_statistics(tmp_path, data):
     ],
 )
 def test_recipes_that_cannot_work_are_refused_before_anything_is_read(change, word):
-    recipe = {"name": "r", "data": {"path": "x"}, "stages": [{"kind": "autoencoder"}]}
+    recipe = {"name": "r", "data": {"kind": "clips", "path": "x"}, "stages": [{"kind": "autoencoder"}]}
     with pytest.raises(ConfigError, match=word):
         config.from_dict(Recipe, recipe | change)
 

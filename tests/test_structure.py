@@ -17,12 +17,14 @@ SOURCES = sorted([*(ROOT / "vidiff").rglob("*.py"), *(ROOT / "cli").rglob("*.py"
 LAYERS = [
     {"errors", "tensors", "resources"},
     {"files", "yaml12", "overrides", "types"},
-    {"config", "weights", "optimizer_state"},
+    {"config", "weights", "optimizer_state", "refinement"},
     {"checkpoint"},
     {"diffusion", "models", "text", "data"},
     {"interop", "sampling"},
     {"model_folder"},
-    {"decoding", "pipeline", "train", "metrics"},
+    {"decoding", "train", "metrics"},
+    {"refining"},
+    {"pipeline"},
     {"generation"},
     {"cli", "__main__"},
 ]

@@ -1,6 +1,6 @@
 """Latents to frames, within the memory there is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from vidiff.sampling.windows import ramp, starts
 
 _TILE = 32  # latents a side
 _OVERLAP = 8  # latents that neighboring tiles share
+_WHOLE = 1 << 23  # pixels that may be decoded at once
 
 
 @torch.no_grad()
@@ -19,22 +20,25 @@ def decode(
 ) -> Tensor:
     """Return uint8 clips (B, F, H, W, 3) on the CPU of normalized latents (B, C, f, h, w).
 
-    A decode that runs out of memory goes on chunk by chunk, then tile by tile, and says so through ``note``.
+    Large clips are decoded chunk by chunk from the start. A decode that runs out of memory goes on in chunks, then in
+    tiles, and says so through ``note``.
 
     Raises:
         ResourceError: if even tiles do not fit.
         NumericalError: if a frame is not finite or a clip is one flat color throughout.
     """
-    ways: tuple[tuple[str, Callable[[VideoVAE, Tensor], Tensor]], ...] = (
-        ("whole clips", lambda vae, z: vae.decode(z)),
-        ("chunks of frames", lambda vae, z: torch.cat(list(vae.decode_stream(z)), dim=2)),
-        ("tiles", decode_tiled),
-    )
+    ways: list[tuple[str, Callable[[VideoVAE, Tensor], Iterable[Tensor]]]] = [
+        ("whole clips", lambda vae, z: [vae.decode(z)]),
+        ("chunks of frames", lambda vae, z: vae.decode_stream(z)),
+        ("tiles", lambda vae, z: [decode_tiled(vae, z)]),
+    ]
+    b, _, f, h, w = latents.shape
+    if b * f * autoencoder.latents.frame_stride * h * w * autoencoder.latents.stride**2 > _WHOLE:
+        del ways[0]
     for number, (name, way) in enumerate(ways):
         try:
             with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
-                video = way(autoencoder, latents)
-            return _checked(video)
+                return _checked(torch.cat([_bytes(piece) for piece in way(autoencoder, latents)], dim=1))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -68,10 +72,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _checked(video: Tensor) -> Tensor:
+def _bytes(video: Tensor) -> Tensor:
+    """Return (B, 3, F, H, W) in [-1, 1] as uint8 (B, F, H, W, 3)."""
     if not torch.isfinite(video).all():
         raise NumericalError("the decoded frames are not finite: the weights or the settings are broken")
-    clips = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+    return ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+
+
+def _checked(clips: Tensor) -> Tensor:
     for clip in clips:
         if (clip == clip[:1, :1, :1]).all():
             raise NumericalError("a decoded clip is one flat color throughout: the weights or the settings are broken")

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ class Settings:
     """What a batch of jobs shares."""
 
     model: str  # as the user gave it
-    size: Size
-    sampling: SamplingConfig
+    size: Size  # of the base stage's clip
+    sampling: SamplingConfig  # of the base stage; the others use their own
     format: str
     upscale: int
     dtype: str = "float32"
     device: str = "cpu"
+    stages: int = 0  # how many super-resolution stages follow the base
+    keep_stages: bool = False  # write the clip of each stage that others follow
 
 
 @dataclass(frozen=True)
@@ -60,25 +63,67 @@ class Result:
     frames_sha256: str
 
 
-def resolve_size(pipeline: Pipeline, frames: int | None, fps: float | None, size: str | None) -> tuple[Size, list[str]]:
-    """Return the wanted size, the model's own where nothing is said, and warnings for what it was not trained on.
+OnStep = Callable[[int, int, Tensor], None]
+
+
+@contextmanager
+def unseen(stage: str) -> Iterator[OnStep]:
+    """Show nothing of a stage's progress."""
+    yield lambda done, total, x_0: None
+
+
+def resolve_size(
+    pipeline: Pipeline, frames: int | None, fps: float | None, size: str | None, stages: int = 0
+) -> tuple[Size, list[str]]:
+    """Return the base stage's size for the wanted result, and warnings for what the model was not trained on.
+
+    Args:
+        pipeline: its own size stands where nothing is said.
+        frames: of the result, after ``stages`` super-resolution stages.
+        fps: of the result.
+        size: of the result, ``WIDTHxHEIGHT``.
+        stages: how many super-resolution stages follow the base.
 
     Raises:
-        ConfigError: if the size is malformed or not on the latent grid.
+        ConfigError: if the size is malformed, not on the latent grid or beyond what the stages reach.
     """
     own, spec = pipeline.config.size, pipeline.autoencoder.latents
-    height, width = (own.height, own.width) if size is None else parsed_size(size)
-    wanted = Size(own.frames if frames is None else frames, height, width, own.fps if fps is None else fps)
+    wanted = final_size(pipeline, own, stages)
+    height, width = (wanted.height, wanted.width) if size is None else parsed_size(size)
+    wanted = Size(wanted.frames if frames is None else frames, height, width, wanted.fps if fps is None else fps)
     if not 0 < wanted.fps <= 240:
         raise ConfigError(f"fps must lie above 0 and up to 240, got {wanted.fps}")
+    for refiner in reversed(pipeline.refiners[:stages]):
+        wanted = refiner.refines.before(wanted)
     spec.shape(wanted.frames, wanted.height, wanted.width)
     warnings = []
     fewest, most = pipeline.config.frames
     if not fewest <= wanted.frames <= most:
         warnings.append(f"{wanted.frames} frames, but the model was trained on {fewest} to {most}")
     if (wanted.height, wanted.width) != (own.height, own.width):
-        warnings.append(f"{width}x{height} pixels, but the model was trained on {own.width}x{own.height}")
+        trained = f"{own.width}x{own.height}"
+        warnings.append(f"{wanted.width}x{wanted.height} pixels, but the model was trained on {trained}")
     return wanted, warnings
+
+
+def stage_count(pipeline: Pipeline, stages: str | None) -> int:
+    """Return how many super-resolution stages ``stages`` asks for, such as "base,temporal_sr"; None is all.
+
+    Raises:
+        ConfigError: if they are not the model's first stages in its order; the message names those.
+    """
+    own = ["base", *(refiner.name for refiner in pipeline.refiners)]
+    names = own if stages is None else [name.strip() for name in stages.split(",")]
+    if names != own[: len(names)]:
+        raise ConfigError(f"stages must be the first of {','.join(own)}, got {stages}")
+    return len(names) - 1
+
+
+def final_size(pipeline: Pipeline, base: Size, stages: int) -> Size:
+    """Return what a base clip of size ``base`` becomes after ``stages`` super-resolution stages."""
+    for refiner in pipeline.refiners[:stages]:
+        base = refiner.size(base)
+    return base
 
 
 def parsed_size(size: str) -> tuple[int, int]:
@@ -94,10 +139,17 @@ def generate(
     jobs: list[Job],
     settings: Settings,
     *,
-    on_step: Callable[[int, int, Tensor], None] | None = None,
+    progress: Callable[[str], AbstractContextManager[OnStep]] = unseen,
     note: Callable[[str], None] = print,
 ) -> list[Result]:
     """Make the clips of ``jobs`` as one batch, keep their latents, and write their files.
+
+    Args:
+        pipeline: the model.
+        jobs: what to make.
+        settings: what the jobs share.
+        progress: opened with each stage's name, gives what is called after each of its steps.
+        note: hears about decoding in smaller pieces.
 
     Raises:
         NumericalError: if what was sampled or decoded is not finite or shows nothing.
@@ -105,23 +157,56 @@ def generate(
     """
     started = time.monotonic()
     dtype = getattr(torch, settings.dtype)
-    latents = pipeline.sample(
-        [job.prompt for job in jobs],
-        [job.seed for job in jobs],
-        settings.size,
-        settings.sampling,
-        negatives=[job.negative for job in jobs],
-        dtype=dtype,
-        on_step=on_step,
-    )
+    with progress("base") as on_step:
+        latents = pipeline.sample(
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            settings.size,
+            settings.sampling,
+            negatives=[job.negative for job in jobs],
+            dtype=dtype,
+            on_step=on_step,
+        )
     recipes = [recipe_of(pipeline, job, settings) for job in jobs]
     runs = [save_run(job, recipe, one) for job, recipe, one in zip(jobs, recipes, latents.split(1), strict=True)]
-    clips = decode(pipeline.autoencoder, latents, dtype=dtype, note=note).numpy()
+    clips = _finished(pipeline, jobs, settings, latents, progress, note)
     seconds = time.monotonic() - started
     return [
         write_result(job, run, clip, recipe, settings, seconds)
         for job, run, clip, recipe in zip(jobs, runs, clips, recipes, strict=True)
     ]
+
+
+def _finished(
+    pipeline: Pipeline,
+    jobs: list[Job],
+    settings: Settings,
+    latents: Tensor,
+    progress: Callable[[str], AbstractContextManager[OnStep]],
+    note: Callable[[str], None],
+) -> np.ndarray:
+    """Decode the base stage's latents and refine the clips; return them as uint8 (B, F, H, W, 3)."""
+    dtype, size = getattr(torch, settings.dtype), settings.size
+    clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
+    prompts, negatives = [job.prompt for job in jobs], [job.negative for job in jobs]
+    for number, refiner in enumerate(pipeline.refiners[: settings.stages]):
+        if settings.keep_stages:
+            for job, clip in zip(jobs, clips.numpy(), strict=True):
+                path = job.output.with_name(f"{job.output.stem}-{name}{job.output.suffix}")
+                write_video(path, upscaled(clip, settings.upscale), size.fps, format=settings.format)
+        size, name = refiner.size(size), refiner.name
+        with progress(name) as on_step:
+            clips = refiner.refine(
+                clips,
+                pipeline.text(prompts, refiner.denoiser),
+                pipeline.text(negatives, refiner.denoiser),
+                [job.seed + ((number + 1) << 32) for job in jobs],  # seeds of the base end below 2^32
+                refiner.config.sampling,
+                dtype=dtype,
+                on_step=on_step,
+                note=note,
+            )
+    return clips.numpy()
 
 
 def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any]:
@@ -136,6 +221,8 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
         "times": uniform_times(settings.sampling.num_steps).tolist(),
         "size": asdict(settings.size),
+        "stages": [refiner.name for refiner in pipeline.refiners[: settings.stages]],
+        "fps": final_size(pipeline, settings.size, settings.stages).fps,
         "upscale": settings.upscale,
         "dtype": settings.dtype,
         "device": settings.device,
@@ -173,7 +260,7 @@ def write_result(
     digest = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
     metadata = recipe | {"frames_sha256": digest}
     frames = upscaled(clip, settings.upscale)
-    write_video(job.output, frames, settings.size.fps, format=settings.format, metadata=metadata)
+    write_video(job.output, frames, recipe["fps"], format=settings.format, metadata=metadata)
     return Result(job, run, seconds, clip, digest)
 
 
@@ -185,6 +272,7 @@ def redecode(
     output: Path | None,
     format: str | None,
     *,
+    progress: Callable[[str], AbstractContextManager[OnStep]] = unseen,
     note: Callable[[str], None] = print,
 ) -> Result:
     """Decode the latents of a run folder again and write them to ``output``, by default where they were to go.
@@ -200,7 +288,7 @@ def redecode(
     if pipeline.hash != recipe["model_hash"]:
         raise ConfigError(f"{run}: these latents are of another model ({recipe['model']}); give it with --model")
     latents = latents.to(pipeline.device)
-    clips = decode(pipeline.autoencoder, latents, dtype=getattr(torch, settings.dtype), note=note).numpy()
+    clips = _finished(pipeline, [job], settings, latents, progress, note)
     recipe = {key: value for key, value in recipe.items() if key != "output"}
     return write_result(job, run, clips[0], recipe, settings, time.monotonic() - started)
 
@@ -221,6 +309,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
             device=str(recipe["device"]),
+            stages=len(recipe["stages"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{source}: its recipe is damaged: {error}") from error

@@ -19,6 +19,8 @@ from vidiff.errors import CheckpointError, ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.build import BackboneConfig, build_backbone
 from vidiff.models.dit import DiTConfig
+from vidiff.models.unet3d import UNet3DConfig
+from vidiff.refinement import Refinement
 from vidiff.sampling.solvers import DPMpp2M, Solver
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
@@ -54,11 +56,23 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     size: Size = field(default_factory=lambda: Size(17, 64, 64, 12.0))  # what it was trained on, and the default
     frames: tuple[int, int] = (1, 17)  # fewest and most frames it was trained on
+    refines: Refinement | None = None  # of a super-resolution stage: what it adds
+    stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
+
+    def __post_init__(self) -> None:
+        check_refines(self.backbone, self.refines)
 
     def denoiser(self, latents: LatentSpec) -> Denoiser:
         """Return the untrained denoiser."""
         backbone = build_backbone(self.backbone, latents, self.text_dim)
         return Denoiser(backbone, self.schedule, self.predicts, self.text_dim)
+
+
+def check_refines(backbone: BackboneConfig, refines: Refinement | None) -> None:
+    """Raise a ConfigError unless the backbone takes a low-resolution clip exactly where there is one."""
+    takes = isinstance(backbone, UNet3DConfig) and backbone.low_res
+    if takes != (refines is not None):
+        raise ConfigError("a super-resolution stage has refines and a unet3d backbone with low_res: true; no other has")
 
 
 def save_autoencoder(folder: Path, vae: VideoVAE, dtype: torch.dtype | None = None) -> None:

@@ -14,6 +14,7 @@ from vidiff.diffusion.guidance import guided
 from vidiff.errors import CheckpointError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, load_autoencoder, load_denoiser, read_config
 from vidiff.models.autoencoder import VideoVAE
+from vidiff.refining import Refiner
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.times import uniform_times
@@ -31,6 +32,7 @@ class Pipeline:
     autoencoder: VideoVAE
     denoiser: Denoiser
     hash: str  # of the model folder
+    refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +68,8 @@ class Pipeline:
         """
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        cond = Conditioning(self._text(prompts))
-        null = cond.with_text(self._text(negatives))
+        cond = Conditioning(self.text(prompts))
+        null = cond.with_text(self.text(negatives))
         device = self.device
         noise = SeededNoise(seeds)
         latents = noise.randn(*shape).to(device)
@@ -82,9 +84,9 @@ class Pipeline:
                 on_step=on_step,
             ).float()
 
-    def _text(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Return the states of ``prompts``; an empty one becomes the learned null text."""
-        null = self.denoiser.null_text(len(prompts))
+    def text(self, prompts: Sequence[str], denoiser: Denoiser | None = None) -> TextEmbedding:
+        """Return the states of ``prompts``; an empty one becomes the null text that ``denoiser`` learned."""
+        null = (denoiser or self.denoiser).null_text(len(prompts))
         if not any(prompts):
             return null
         found = self.text_encoder.encode([prompt or "a" for prompt in prompts]).to(self.device)
@@ -124,4 +126,19 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
     autoencoder = load_autoencoder(folder / AUTOENCODER)
     denoiser = load_denoiser(folder, config, autoencoder.latents)
     text_encoder = build_text_encoder(config.text, device)
-    return Pipeline(config, text_encoder, autoencoder.to(device), denoiser.to(device), model_hash(folder))
+    autoencoder = autoencoder.to(device)
+    refiners = tuple(_refiner(folder, name, config, autoencoder, device) for name in config.stages)
+    return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), refiners)
+
+
+def _refiner(folder: Path, name: str, base: ModelConfig, autoencoder: VideoVAE, device: torch.device | str) -> Refiner:
+    """Return one super-resolution stage of a cascade; raises a CheckpointError if it does not fit the others."""
+    if not name.isidentifier():
+        raise CheckpointError(f"{folder}: stages are words, got {name!r}")
+    config: ModelConfig = read_config(ModelConfig, folder / name)
+    if config.refines is None:
+        raise CheckpointError(f"{folder / name}: is no super-resolution stage (refines is not set)")
+    if config.text != base.text or config.text_dim != base.text_dim:
+        raise CheckpointError(f"{folder / name}: does not fit {folder}: its text encoder is another one")
+    denoiser = load_denoiser(folder / name, config, autoencoder.latents)
+    return Refiner(name, config, config.refines, denoiser.to(device), autoencoder)

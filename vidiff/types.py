@@ -32,6 +32,12 @@ class TextEmbedding:
         return TextEmbedding(pad(self.tokens, (0, 0, 0, extra)), pad(self.mask, (0, extra)))
 
 
+def pooled_text(text: TextEmbedding) -> Tensor:
+    """Return the mean of the real tokens' states, (B, D)."""
+    weights = text.mask.to(text.tokens.dtype)
+    return torch.einsum("bld,bl->bd", text.tokens, weights) / weights.sum(1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Everything a backbone is told besides x_t and t."""
@@ -115,6 +121,7 @@ class Batch:
     text: TextEmbedding | None = None
     captions: list[str] | None = None
     first_frame: Tensor | None = None  # see Conditioning.first_frame
+    low_res: Tensor | None = None  # see Conditioning.low_res; without noise
 
 
 class TextEncoder(Protocol):

@@ -5,16 +5,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidiff import files
 from vidiff.data.fates import Fates
 from vidiff.data.folder import caption_text, captions_of, read_folder
 from vidiff.data.shards import VIDEO_SUFFIXES, Member, index_shards, shards_at
@@ -28,6 +27,7 @@ _PREPROCESSING = 1  # part of every cache key: raise it when frames come out dif
 class DataConfig:
     """Which clips, and how they are cut."""
 
+    kind: Literal["clips"] = field(default="clips", kw_only=True)
     path: Path  # folder of shards or of clips, one shard, or a pattern like shards/train-*.tar
     frames: int = 17
     height: int = 64
@@ -158,12 +158,6 @@ class ClipDataset:
         offset = round(start * (len(picked) - config.frames))
         frames = sample.read()[picked[offset : offset + config.frames]]
         return _fitted(torch.from_numpy(np.ascontiguousarray(frames)), *self.bucket(index))
-
-
-def write_skipped(dataset: ClipDataset, path: Path) -> None:
-    """Write one JSON object a line for every clip that was left out: its name and the reason."""
-    rows = [json.dumps({"name": name, "reason": reason}) for name, reason in dataset.fates.skipped]
-    files.write_text(path, "".join(row + "\n" for row in rows))
 
 
 def inspect_source(source: Member | Path, key: str) -> ClipInfo:

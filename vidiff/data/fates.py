@@ -1,8 +1,12 @@
 """What became of every clip of a data set: nothing is left out silently."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from vidiff import files
 
 
 @dataclass
@@ -43,6 +47,12 @@ class Fates:
         rows += [(f"  {reason}", count) for reason, count in reasons.most_common(10)]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {count:>7}" for name, count in rows)
+
+
+def write_skipped(fates: Fates, path: Path) -> None:
+    """Write one JSON object a line for every clip that was left out: its name and the reason."""
+    rows = [json.dumps({"name": name, "reason": reason}) for name, reason in fates.skipped]
+    files.write_text(path, "".join(row + "\n" for row in rows))
 
 
 def _kind(reason: str) -> str:

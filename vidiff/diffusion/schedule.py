@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
+from vidiff.tensors import expand_as
 
 _GRID = 1_000  # discrete steps of the published linear schedules
 
@@ -131,6 +132,12 @@ def log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     """Return log(alpha^2 / sigma^2) at ``t``: infinite at t = 0, minus infinity where no signal is left."""
     alpha, sigma = schedule.alpha_sigma(t)
     return 2 * (alpha.log() - sigma.log())
+
+
+def noised(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return x_t of ``x_0`` (B, ...) at the time ``t`` (B,) of each sample, in the dtype of ``x_0``."""
+    alpha, sigma = (expand_as(v.to(x_0.dtype), x_0) for v in schedule.alpha_sigma(t))
+    return alpha * x_0 + sigma * eps
 
 
 def has_no_signal_at_end(schedule: NoiseSchedule) -> bool:

@@ -22,14 +22,14 @@ class QueryKeyNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from tokens (B, N, D) to a context (B, L, D), or to themselves."""
+    """Multi-head attention from tokens (B, N, D) to a context (B, L, D or ``context_dim``), or to themselves."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float = 1e-6):
+    def __init__(self, dim: int, num_heads: int, eps: float = 1e-6, context_dim: int | None = None):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.key = nn.Linear(context_dim or dim, dim)
+        self.value = nn.Linear(context_dim or dim, dim)
         self.out = nn.Linear(dim, dim)
         self.norm_query = QueryKeyNorm(dim, eps)
         self.norm_key = QueryKeyNorm(dim, eps)

@@ -8,7 +8,7 @@ Axes: B batch, C channels, F frames, H W pixels; f h w the same axes of latents.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,9 +246,13 @@ class VideoVAE(nn.Module):
     ) -> Iterator[Tensor]:
         """Encode piece by piece: the first frame, then ``chunk`` latent frames at a time; pieces add up to `encode`."""
         self.latents.shape(*video.shape[2:])
-        past: Past = {}
         step = chunk * self.latents.frame_stride
         pieces = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
+        yield from self.encode_pieces(pieces, generator)
+
+    def encode_pieces(self, pieces: Iterable[Tensor], generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Encode a clip that comes in pieces: its first frame, then any whole number of latent frames each."""
+        past: Past = {}
         for index, piece in enumerate(pieces):
             moments = self._encode_moments(piece, past, first=index == 0)
             yield self.normalize(self._drawn(self._posterior(moments), generator))

@@ -3,9 +3,10 @@
 from torch import nn
 
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
+from vidiff.models.unet3d import UNet3D, UNet3DConfig
 from vidiff.types import LatentSpec
 
-BackboneConfig = DiTConfig
+BackboneConfig = DiTConfig | UNet3DConfig
 
 
 def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -> nn.Module:
@@ -13,3 +14,5 @@ def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -
     match config:
         case DiTConfig():
             return SpaceTimeDiT(config, latents.channels, text_dim)
+        case UNet3DConfig():
+            return UNet3D(config, latents.channels, text_dim)

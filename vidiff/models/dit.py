@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
-from vidiff.types import Conditioning, TextEmbedding
+from vidiff.types import Conditioning, pooled_text
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class SpaceTimeDiT(nn.Module):
             tokens = tokens + absolute_embedding(positions, self.config.dim).to(tokens.dtype)
         emb = self.time_embedding(t)
         if self.pooled_projection is not None:
-            emb = emb + self.pooled_projection(pooled(cond.text)).to(emb.dtype)
+            emb = emb + self.pooled_projection(pooled_text(cond.text)).to(emb.dtype)
         context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
         for block in self.blocks:
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
@@ -288,12 +288,6 @@ class SpaceTimeDiT(nn.Module):
         for linear in zeroed:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-
-
-def pooled(text: TextEmbedding) -> Tensor:
-    """Return the mean of the real tokens' states, (B, text_dim)."""
-    weights = text.mask.to(text.tokens.dtype)
-    return torch.einsum("bld,bl->bd", text.tokens, weights) / weights.sum(1, keepdim=True)
 
 
 def gated(x: Tensor, y: Tensor, branch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidiff.config import to_dict
-from vidiff.data.dataset import ClipDataset
+from vidiff.data.clips import Clips, ClipsConfig
 from vidiff.errors import ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.discriminator import DiscriminatorConfig, PatchDiscriminator, discriminator_loss, generator_loss
@@ -53,6 +53,7 @@ class AutoencoderStageConfig:
     kind: Literal["autoencoder"] = "autoencoder"
     name: str = "vae"
     autoencoder: VideoVAEConfig = field(default_factory=VideoVAEConfig)
+    data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     frames: int | None = None  # train on random windows of this many frames; None: whole clips
     crop: int | None = None  # train on random squares of this many pixels; None: whole frames
     start: Literal["random", "pca"] = "random"  # pca: the linear maps start as the data's principal components
@@ -64,7 +65,7 @@ class AutoencoderStageConfig:
 class AutoencoderStage:
     """Reconstruction, KL and, where wanted, perceptual and adversarial losses."""
 
-    def __init__(self, config: AutoencoderStageConfig, data: ClipDataset):
+    def __init__(self, config: AutoencoderStageConfig, data: Clips):
         self.config, self.data = config, data
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         seed = config.trainer.seed

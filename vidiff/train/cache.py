@@ -15,26 +15,37 @@ from rich.progress import track
 from torch import Tensor
 
 from vidiff.checkpoint import read_tensors, write_tensors
-from vidiff.data.dataset import ClipDataset
+from vidiff.data.clips import Clips
 from vidiff.files import atomic_path
 from vidiff.models.autoencoder import VideoVAE
+from vidiff.refinement import Refinement
 from vidiff.train.autoencoder_stage import to_video
 from vidiff.types import TextEmbedding, TextEncoder
 
 _PART = 128  # clips or captions in one file
 
 
-def cached_latents(root: Path, vae: VideoVAE, vae_hash: str, data: ClipDataset, console: Console) -> list[Tensor]:
-    """Return the normalized latents of every clip, N of them, float16 (C, f, h, w), the posterior's means."""
+def cached_latents(
+    root: Path, vae: VideoVAE, vae_hash: str, data: Clips, console: Console, guessed: Refinement | None = None
+) -> list[Tensor]:
+    """Return the normalized latents of every clip, N of them, float16 (C, f, h, w), the posterior's means.
+
+    With ``guessed``, of the clip as that refinement's network is given it.
+    """
 
     @torch.no_grad()
     def encode(indices: list[int]) -> dict[str, Tensor]:
         device = vae.latent_mean.device
         # One clip at a time: equal bytes whatever the parts, and memory stays small.
-        clips = {index: vae.encode(to_video(data.clip(index)[None]).to(device)) for index in indices}
-        return {f"{index:08d}": latents[0].half().cpu() for index, latents in clips.items()}
+        found = {}
+        for index in indices:
+            video = to_video(data.clip(index)[None]).to(device)
+            video = video if guessed is None else guessed.up(guessed.down(video))
+            found[f"{index:08d}"] = vae.encode(video)[0].half().cpu()
+        return found
 
-    folder = root / f"latents-{_digest(vae_hash, data.fingerprint)}"
+    what = [] if guessed is None else [guessed.kind, str(guessed.factor)]
+    folder = root / f"latents-{_digest(vae_hash, data.fingerprint, *what)}"
     parts = _parts(folder, len(data), encode, "encoding clips", console)
     return [part[name] for part in parts for name in sorted(part)]
 
@@ -56,7 +67,7 @@ class CachedText:
         return TextEmbedding(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
 
-def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: ClipDataset, console: Console) -> CachedText:
+def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Clips, console: Console) -> CachedText:
     """Return the token states of every caption."""
     by_clip = [data.captions(index) for index in range(len(data))]
     captions = [caption for one in by_clip for caption in one]

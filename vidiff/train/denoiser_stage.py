@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from vidiff.config import to_dict
-from vidiff.data.dataset import ClipDataset
+from vidiff.data.clips import Clips, ClipsConfig
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
 from vidiff.diffusion.prediction import Prediction, check_prediction
-from vidiff.diffusion.schedule import CosineSchedule, Schedule, log_snr
+from vidiff.diffusion.schedule import CosineSchedule, Schedule, log_snr, noised
 from vidiff.diffusion.training_times import StratifiedTimes, TrainingTimes
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
 from vidiff.errors import ConfigError
-from vidiff.model_folder import ModelConfig, SamplingConfig
+from vidiff.model_folder import ModelConfig, SamplingConfig, check_refines
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.build import BackboneConfig
 from vidiff.models.dit import DiTConfig
+from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.times import uniform_times
@@ -44,6 +45,9 @@ class DenoiserStageConfig:
     weighting: Weighting = field(default_factory=SimpleWeighting)
     drop_text: float = 0.1  # how often the text is replaced by the learned null text
     single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
+    refines: Refinement | None = None  # a super-resolution stage: what it adds to the clip of the stage before
+    data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
+    sampling: SamplingConfig | None = None  # the stage's own defaults; None: the recipe's
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
@@ -51,6 +55,7 @@ class DenoiserStageConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
         check_prediction(self.predicts, self.schedule)
+        check_refines(self.backbone, self.refines)
 
 
 class DenoiserStage:
@@ -60,12 +65,14 @@ class DenoiserStage:
         self,
         config: DenoiserStageConfig,
         model_config: ModelConfig,
-        data: ClipDataset,
+        data: Clips,
         latents: list[Tensor],
         text: CachedText,
         vae: VideoVAE,
+        low_res: list[Tensor] | None = None,
     ):
         self.config, self.data, self.latents, self.text, self.vae = config, data, latents, text, vae
+        self.low_res = low_res
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.sampling: SamplingConfig = model_config.sampling
         with torch.random.fork_rng(devices=[]):
@@ -78,12 +85,14 @@ class DenoiserStage:
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        latents = torch.stack([self.latents[index] for index in indices]).float()
+        latents, low_res = _stacked(self.latents, indices), None
+        if self.low_res is not None:
+            low_res = _stacked(self.low_res, indices)
         first_frame = None
         if rng.random() < self.config.single_frames:
-            frames = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
-            latents = latents[torch.arange(len(indices)), :, frames].unsqueeze(2)
-            first_frame = frames
+            first_frame = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
+            latents = _frame_of(latents, first_frame)
+            low_res = None if low_res is None else _frame_of(low_res, first_frame)
         captions = [int(rng.integers(self.text.first[i], self.text.first[i + 1])) for i in indices]
         return Batch(
             [self.data.key(index) for index in indices],
@@ -91,6 +100,7 @@ class DenoiserStage:
             text=self.text.embedding(captions),
             captions=[self.text.captions[m] for m in captions],
             first_frame=first_frame,
+            low_res=low_res,
         )
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -99,10 +109,19 @@ class DenoiserStage:
         t = self.config.times.draw(len(x_0), generator)
         eps = torch.randn(x_0.shape, generator=generator, device=device)
         drop = torch.rand(len(x_0), generator=generator, device=device) < self.config.drop_text
-        cond = Conditioning(batch.text, batch.first_frame).drop_text(drop, self.denoiser.null_text(len(x_0)))
+        cond = Conditioning(batch.text, batch.first_frame, *self._noised(batch.low_res, generator))
+        cond = cond.drop_text(drop, self.denoiser.null_text(len(x_0)))
         loss = self.denoiser.loss(x_0, eps, t, cond)
         weights = self.config.weighting.weights(log_snr(self.config.schedule, t), self.config.predicts)
         return {"total": (loss * weights.to(loss)).mean(), "mse": loss.detach().mean()}
+
+    def _noised(self, low_res: Tensor | None, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Return the guess with a random amount of noise, and the time that tells how much (Ho et al., 2022)."""
+        if low_res is None or self.config.refines is None:
+            return None, None
+        t = torch.rand(len(low_res), generator=generator, device=generator.device) * self.config.refines.max_noise
+        eps = torch.randn(low_res.shape, generator=generator, device=generator.device)
+        return noised(self.config.schedule, low_res, eps, t), t
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +130,11 @@ class DenoiserStage:
         count, device = min(2, self.size), next(model.parameters()).device
         captions = [self.text.first[i] for i in range(count)]
         first = torch.zeros(count, dtype=torch.int64, device=device)
-        cond = Conditioning(self.text.embedding(captions).to(device), first)
+        low_res = low_res_t = None
+        if self.low_res is not None:  # without noise, to see the most that the stage can do
+            low_res = _stacked(self.low_res, list(range(count))).to(device)
+            low_res_t = torch.zeros(count, device=device)
+        cond = Conditioning(self.text.embedding(captions).to(device), first, low_res, low_res_t)
         denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
         shape = list(self.latents[0].shape)
         if self.config.single_frames == 1:
@@ -123,3 +146,12 @@ class DenoiserStage:
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do: statistics belong to the autoencoder."""
+
+
+def _stacked(latents: list[Tensor], indices: list[int]) -> Tensor:
+    return torch.stack([latents[index] for index in indices]).float()
+
+
+def _frame_of(latents: Tensor, frames: Tensor) -> Tensor:
+    """Return one frame of each clip, (B, C, 1, h, w)."""
+    return latents[torch.arange(len(latents)), :, frames].unsqueeze(2)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,9 @@ from rich.console import Console
 
 from vidiff import config
 from vidiff.checkpoint import model_hash, save_model
-from vidiff.data.dataset import ClipDataset, DataConfig, write_skipped
+from vidiff.data.clips import Clips, ClipsConfig, open_clips
+from vidiff.data.dataset import DataConfig
+from vidiff.data.fates import write_skipped
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, write_text
 from vidiff.model_folder import (
@@ -38,26 +40,37 @@ class Recipe:
     """Everything that decides what is trained."""
 
     name: str
-    data: DataConfig
+    data: ClipsConfig
     stages: tuple[StageConfig, ...]
     text: TextEncoderConfig = field(default_factory=MiniLMConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        names: list[str] = []
-        kinds: dict[str, str] = {}
-        for stage in self.stages:
-            if stage.name in names or not stage.name.isidentifier():
-                raise ConfigError(f"stage names must be unique words, got {stage.name!r}")
-            if isinstance(stage, DenoiserStageConfig):
-                for wanted, kind in ((stage.autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
-                    if wanted is not None and kinds.get(wanted) != kind:
-                        hint = did_you_mean(wanted, names)
-                        raise ConfigError(f"stage {stage.name} needs an earlier {kind} stage {wanted!r}.{hint}")
-            names.append(stage.name)
-            kinds[stage.name] = stage.kind
         if not self.stages:
             raise ConfigError("stages is empty: nothing to train")
+        earlier: dict[str, StageConfig] = {}
+        for stage in self.stages:
+            if stage.name in earlier or not stage.name.isidentifier():
+                raise ConfigError(f"stage names must be unique words, got {stage.name!r}")
+            if isinstance(stage, DenoiserStageConfig):
+                _check_uses(stage, earlier)
+            earlier[stage.name] = stage
+        denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
+        shared = {stage.autoencoder for stage in denoisers}
+        if any(stage.refines for stage in denoisers) and len(shared) > 1:
+            raise ConfigError(f"stages of a cascade share one autoencoder, got {', '.join(sorted(shared))}")
+
+
+def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> None:
+    """Raise a ConfigError if ``stage`` names an earlier stage that is not there or of the wrong kind."""
+    for wanted, kind in ((stage.autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
+        if wanted is not None and (wanted not in earlier or earlier[wanted].kind != kind):
+            hint = did_you_mean(wanted, list(earlier))
+            raise ConfigError(f"stage {stage.name} needs an earlier {kind} stage {wanted!r}.{hint}")
+    if stage.refines is not None and not any(
+        isinstance(other, DenoiserStageConfig) and other.refines is None for other in earlier.values()
+    ):
+        raise ConfigError(f"stage {stage.name} refines clips that no earlier stage makes")
 
 
 def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -66,31 +79,38 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
     ``run_dir`` then holds the resolved recipe, a folder for each stage (checkpoints, log, pictures, and ``export``,
     its moving average), the cache, and ``model``, in ``dtype``, if the last stage is a denoiser.
     """
+    opened: dict[ClipsConfig, Clips] = {}
     with run_lock(run_dir):
         write_text(run_dir / "config.yaml", config.dump(recipe))
-        data = _opened(recipe.data, run_dir, console)
         for stage in recipe.stages:
             export = run_dir / stage.name / "export"
             if _finished(export, stage):
                 console.print(f"{stage.name}: finished before", highlight=False)
                 continue
+            settings = stage.data or recipe.data
+            if settings not in opened:
+                opened[settings] = _opened(settings, run_dir, console)
             match stage:
                 case AutoencoderStageConfig():
-                    _train_autoencoder(stage, data, run_dir, console)
+                    _train_autoencoder(stage, opened[settings], run_dir, console)
                 case DenoiserStageConfig():
-                    _train_denoiser(stage, recipe, data, run_dir, console)
+                    _train_denoiser(stage, recipe, opened[settings], run_dir, console)
             write_text(export / "stage.yaml", config.dump(stage))
         return _assembled(recipe, run_dir, dtype)
 
 
-def _opened(settings: DataConfig, run_dir: Path, console: Console) -> ClipDataset:
+def _opened(settings: ClipsConfig, run_dir: Path, console: Console) -> Clips:
     """Open the data and say, on the console and in the run folder, what became of every clip."""
     with console.status("reading clips") as status:
-        data = ClipDataset(settings, lambda done: status.update(f"reading clips: {done}") if done % 50 == 0 else None)
-    write_skipped(data, run_dir / "skipped.jsonl")
+        data = open_clips(settings, lambda done: status.update(f"reading clips: {done}") if done % 50 == 0 else None)
+    write_skipped(data.fates, run_dir / "skipped.jsonl")
     write_text(run_dir / "data.json", json.dumps(data.fates.to_dict(), indent=1))
-    console.print(f"{settings.path}\n{data.fates.table()}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{_source(settings)}\n{data.fates.table()}", soft_wrap=True, highlight=False, markup=False)
     return data
+
+
+def _source(settings: ClipsConfig) -> str:
+    return str(settings.path) if isinstance(settings, DataConfig) else f"toy world, seed {settings.seed}"
 
 
 def _finished(export: Path, stage: StageConfig) -> bool:
@@ -99,7 +119,7 @@ def _finished(export: Path, stage: StageConfig) -> bool:
     return done.is_file() and done.read_text() == config.dump(stage)
 
 
-def _train_autoencoder(config: AutoencoderStageConfig, data: ClipDataset, run_dir: Path, console: Console) -> None:
+def _train_autoencoder(config: AutoencoderStageConfig, data: Clips, run_dir: Path, console: Console) -> None:
     stage = AutoencoderStage(config, data)
     ema = train(stage, config.trainer, run_dir / config.name, console)
     stage.finish(ema.shadow)
@@ -108,7 +128,7 @@ def _train_autoencoder(config: AutoencoderStageConfig, data: ClipDataset, run_di
 
 
 def _train_denoiser(
-    stage_config: DenoiserStageConfig, recipe: Recipe, data: ClipDataset, run_dir: Path, console: Console
+    stage_config: DenoiserStageConfig, recipe: Recipe, data: Clips, run_dir: Path, console: Console
 ) -> None:
     vae_folder = run_dir / stage_config.autoencoder / "export"
     vae = load_autoencoder(vae_folder)
@@ -117,7 +137,10 @@ def _train_denoiser(
     latents = cached_latents(cache, vae, model_hash(vae_folder), data, console)
     text = cached_text(cache, encoder, encoder.fingerprint, data, console)
     model_config = _model_config(stage_config, recipe, encoder.dim, data)
-    stage = DenoiserStage(stage_config, model_config, data, latents, text, vae)
+    refines, low_res = stage_config.refines, None
+    if refines is not None:
+        low_res = cached_latents(cache, vae, model_hash(vae_folder), data, console, refines)
+    stage = DenoiserStage(stage_config, model_config, data, latents, text, vae, low_res)
     if stage_config.starts_from is not None:
         start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, vae.latents)
         stage.denoiser.load_state_dict(start.state_dict())
@@ -125,7 +148,7 @@ def _train_denoiser(
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
 
-def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, data: ClipDataset) -> ModelConfig:
+def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, data: Clips) -> ModelConfig:
     size = data.config
     return ModelConfig(
         name=recipe.name,
@@ -134,21 +157,29 @@ def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, dat
         text_dim=text_dim,
         schedule=stage.schedule,
         predicts=stage.predicts,
-        sampling=recipe.sampling,
+        sampling=stage.sampling or recipe.sampling,
         size=Size(size.frames, size.height, size.width, size.fps or data.fps),
         frames=(1 if stage.single_frames or stage.starts_from else size.frames, size.frames),
+        refines=stage.refines,
     )
 
 
 def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
-    """Put the last stage and its autoencoder together as one self-contained folder."""
-    last = recipe.stages[-1]
-    if isinstance(last, AutoencoderStageConfig):
-        return run_dir / last.name / "export"
-    folder, export = run_dir / "model", run_dir / last.name / "export"
+    """Put the base denoiser, its autoencoder and the stages that refine together as one self-contained folder."""
+    denoisers = [stage for stage in recipe.stages if isinstance(stage, DenoiserStageConfig)]
+    bases = [stage for stage in denoisers if stage.refines is None]
+    if not bases:
+        return run_dir / recipe.stages[-1].name / "export"
+    base, refiners = bases[-1], [stage for stage in denoisers if stage.refines is not None]
+    folder = run_dir / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    vae = load_autoencoder(run_dir / last.autoencoder / "export")
+    vae = load_autoencoder(run_dir / base.autoencoder / "export")
     save_autoencoder(folder / AUTOENCODER, vae, dtype)
-    settings: ModelConfig = read_config(ModelConfig, export)
-    save_model(folder, config.to_dict(settings), load_denoiser(export, settings, vae.latents).state_dict(), dtype=dtype)
+    for stage, target in ((base, folder), *((stage, folder / stage.name) for stage in refiners)):
+        export = run_dir / stage.name / "export"
+        settings: ModelConfig = read_config(ModelConfig, export)
+        weights = load_denoiser(export, settings, vae.latents).state_dict()
+        if stage is base:
+            settings = replace(settings, stages=tuple(refiner.name for refiner in refiners))
+        save_model(target, config.to_dict(settings), weights, dtype=dtype)
     return folder

@@ -267,6 +267,7 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         moved(batch.text),
         batch.captions,
         moved(batch.first_frame),
+        moved(batch.low_res),
     )
 
 

