@@ -61,7 +61,7 @@ RECIPE = {
             "name": "spatial_sr",
             "data": {
                 **{"kind": "toyworld", "clips": 4, "frames": 5, "height": 16, "width": 16, "fps": 12},
-                "picture": 64,
+                "pictures": [64],
             },
             "refines": {"kind": "spatial_sr"},
             "backbone": UNET,

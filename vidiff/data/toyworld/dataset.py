@@ -28,7 +28,7 @@ class ToyWorldConfig:
     fps: float = 12.0
     seed: int = 0
     heldout: bool = False  # only scenes with a pair of attributes that training otherwise never shows
-    picture: int | None = None  # render a window of height x width out of square pictures this large; None: all
+    pictures: tuple[int, ...] = ()  # render windows of height x width out of squares this large, in turn; (): whole
 
     def __post_init__(self) -> None:
         for name in ("clips", "frames", "height", "width"):
@@ -38,8 +38,8 @@ class ToyWorldConfig:
             raise ConfigError(f"fps must lie above 0 and up to 1000, got {self.fps}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}")
-        if self.picture is not None and self.picture < max(self.height, self.width):
-            raise ConfigError(f"a window of {self.width}x{self.height} does not fit a picture of {self.picture}")
+        if any(side < max(self.height, self.width) for side in self.pictures):
+            raise ConfigError(f"a window of {self.width}x{self.height} does not fit into pictures of {self.pictures}")
 
 
 class ToyWorld:
@@ -69,9 +69,9 @@ class ToyWorld:
         """Return a sample, uint8 (F, H, W, 3); ``start`` has no meaning here, since a clip has just its frames."""
         config = self.config
         times = np.arange(config.frames) / config.fps
-        full = config.picture
-        if full is None:
+        if not config.pictures:
             return render([self._scene(index)], times, config.height, config.width)[0]
+        full = config.pictures[index % len(config.pictures)]
         rng = np.random.default_rng((config.seed, index, 3))
         top, left = int(rng.integers(full - config.height + 1)), int(rng.integers(full - config.width + 1))
         window = Window(top, left, config.height, config.width)
