@@ -6,6 +6,7 @@ followed where the value that wins is the one the caption states.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidiff.data.toyworld.attributes import SCENE_VALUES, THING_VALUES, Layout, Scene
+from vidiff.data.toyworld.attributes import RELATIONS, SCENE_VALUES, THING_VALUES, Layout, Scene
 from vidiff.data.toyworld.light import OBJECT_COLORS
 from vidiff.data.toyworld.render import render
 from vidiff.errors import ConfigError, DataError
@@ -22,6 +23,8 @@ from vidiff.errors import ConfigError, DataError
 SIDE = 32  # alternatives are compared at this height
 MOMENTS = 9  # and at this many moments
 _SWEEPS = 2
+_MIN_PSNR = 21.0  # dB
+_MAX_SPREAD, _SPREAD_FLOOR = 5.0, 10.0  # of mean squared errors of 8-bit pixels
 _PLACE_STEPS = (0.2, 0.1, 0.05, 0.025)  # world units
 _TURN_STEPS = (0.5, 0.25, 0.12)  # radians
 
@@ -61,8 +64,22 @@ def judge(clip: np.ndarray, fps: float, asked: Scene, stated: dict[str, str]) ->
             break  # another sweep would ask the same questions
         for step in range(len(_PLACE_STEPS)):
             scene, error = _settled(seen, scene, error, step)
-    followed = {name: value_of(scene, name) == value for name, value in stated.items()}
-    return Verdict(scene, 10 * float(np.log10(255**2 / max(error, 1e-3))), followed)
+    psnr = 10 * float(np.log10(255**2 / max(error, 1e-3)))
+    withheld = _withheld(psnr, seen.moment_errors(scene))
+    followed = {
+        name: value_of(scene, name) == value and name.split(".")[0] not in withheld for name, value in stated.items()
+    }
+    return Verdict(scene, psnr, followed)
+
+
+def _withheld(psnr: float, moment_errors: Tensor) -> frozenset[str]:
+    """Return the attributes that a clip gets no credit for, whatever is nearest."""
+    if psnr < _MIN_PSNR:  # near no scene at all: noise, or two scenes at once
+        return frozenset((*THING_VALUES, *SCENE_VALUES))
+    # Some moments fit far worse than others: frames are missing, repeated or out of order.
+    if moment_errors.max() > _MAX_SPREAD * (moment_errors.median() + _SPREAD_FLOOR):
+        return frozenset(("motion", "camera"))
+    return frozenset()
 
 
 def value_of(scene: Scene, name: str) -> str | None:
@@ -98,6 +115,11 @@ class _Seen:
         rendered = render(list(scenes), self.times, height, width)
         return [float((frames.float() - self.frames).square().mean()) for frames in rendered]
 
+    def moment_errors(self, scene: Scene) -> Tensor:
+        """Return the mean squared error at each moment, (T,)."""
+        height, width = self.frames.shape[1:3]
+        return (render([scene], self.times, height, width)[0].float() - self.frames).square().mean((1, 2, 3))
+
 
 def _questions(scene: Scene) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield every attribute with its values, what fills the picture first."""
@@ -112,12 +134,7 @@ def _questions(scene: Scene) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _answered(seen: _Seen, scene: Scene, name: str, options: tuple[str, ...], asked: str | None) -> tuple[Scene, float]:
     """Return ``scene`` with the nearest value of one attribute. Ties go against the caption."""
-    candidates = []
-    for value in options:
-        try:
-            candidates.append((value, _with(scene, name, value)))
-        except ConfigError:
-            continue  # contradicts the other attributes
+    candidates = [(value, candidate) for value in options for candidate in _variants(scene, name, value)]
     errors = seen.errors([candidate for _, candidate in candidates])
     ranked = [
         (error, value == asked, number)
@@ -127,13 +144,21 @@ def _answered(seen: _Seen, scene: Scene, name: str, options: tuple[str, ...], as
     return candidates[number][1], error
 
 
-def _with(scene: Scene, name: str, value: str) -> Scene:
-    if "." not in name:
-        return replace(scene, **{name: value})  # type: ignore[arg-type]
-    attribute, index = name.split(".")
-    things = list(scene.objects)
-    things[int(index)] = replace(things[int(index)], **{attribute: value})
-    return replace(scene, objects=tuple(things))
+def _variants(scene: Scene, name: str, value: str) -> list[Scene]:
+    """Return ``scene`` with this value: none where it contradicts the others, several where it needs a relation."""
+    changes: dict[str, Any] = {name: value}
+    if "." in name:
+        attribute, index = name.split(".")
+        things = list(scene.objects)
+        things[int(index)] = replace(things[int(index)], **{attribute: value})
+        changes = {"objects": tuple(things)}
+    # Only an orbit is without a relation, so that entering or leaving one means trying all of them.
+    orbit = name == "motion.0" and len(scene.objects) > 1 and "orbit" in (value, scene.objects[0].motion)
+    found = []
+    for relation in (None, *RELATIONS) if orbit else (scene.relation,):
+        with suppress(ConfigError):
+            found.append(replace(scene, **({"relation": relation} | changes)))
+    return found
 
 
 def _settled(seen: _Seen, scene: Scene, error: float, step: int) -> tuple[Scene, float]:
