@@ -1,6 +1,6 @@
 """Draw docs/pictures/toyworld.jpg: one moment each of 64 clips of the toy world.
 
-    python scripts/toyworld_gallery.py --out docs/pictures/toyworld.jpg
+python scripts/toyworld_gallery.py --out docs/pictures/toyworld.jpg
 """
 
 import argparse

@@ -21,10 +21,11 @@ from vidiff.data.toyworld.render import render
 from vidiff.errors import ConfigError, DataError
 
 SIDE = 32  # alternatives are compared at this height
-MOMENTS = 9  # and at this many moments
-_SWEEPS = 2
-_MIN_PSNR = 21.0  # dB
-_MAX_SPREAD, _SPREAD_FLOOR = 5.0, 10.0  # of mean squared errors of 8-bit pixels
+MOMENTS = 7  # and at this many moments
+_SWEEPS = 4  # at most; truth needs one
+_MIN_PSNR = 22.0  # dB
+_MAX_SPREAD, _MAX_CHANGE = 5.0, 2.0
+_FLOOR, _CHANGE_FLOOR = 10.0, 40.0  # squares of 8-bit pixels that are too small to count: noise
 _PLACE_STEPS = (0.2, 0.1, 0.05, 0.025)  # world units
 _TURN_STEPS = (0.5, 0.25, 0.12)  # radians
 
@@ -56,6 +57,7 @@ def judge(clip: np.ndarray, fps: float, asked: Scene, stated: dict[str, str]) ->
     error = seen.errors([scene])[0]
     for step in range(2):
         scene, error = _settled(seen, scene, error, step)
+    scene, error = _movement(seen, scene, asked)
     for _ in range(_SWEEPS):
         before = scene
         for name, options in _questions(scene):
@@ -65,21 +67,30 @@ def judge(clip: np.ndarray, fps: float, asked: Scene, stated: dict[str, str]) ->
         for step in range(len(_PLACE_STEPS)):
             scene, error = _settled(seen, scene, error, step)
     psnr = 10 * float(np.log10(255**2 / max(error, 1e-3)))
-    withheld = _withheld(psnr, seen.moment_errors(scene))
+    withheld = _withheld(psnr, seen.frames, seen.rendered([scene])[0])
     followed = {
         name: value_of(scene, name) == value and name.split(".")[0] not in withheld for name, value in stated.items()
     }
     return Verdict(scene, psnr, followed)
 
 
-def _withheld(psnr: float, moment_errors: Tensor) -> frozenset[str]:
-    """Return the attributes that a clip gets no credit for, whatever is nearest."""
+def _withheld(psnr: float, clip: Tensor, nearest: Tensor) -> frozenset[str]:
+    """Return the attributes that a clip gets no credit for, whatever is nearest.
+
+    Args:
+        psnr: of the clip against the nearest scene, dB.
+        clip: (T, h, w, 3), 0 to 255.
+        nearest: the nearest scene's frames.
+    """
     if psnr < _MIN_PSNR:  # near no scene at all: noise, or two scenes at once
         return frozenset((*THING_VALUES, *SCENE_VALUES))
-    # Some moments fit far worse than others: frames are missing, repeated or out of order.
-    if moment_errors.max() > _MAX_SPREAD * (moment_errors.median() + _SPREAD_FLOOR):
-        return frozenset(("motion", "camera"))
-    return frozenset()
+    # Frames are missing, repeated or out of order where some moments fit far worse than others, or where the clip
+    # changes far more from moment to moment than its scene.
+    errors = (clip - nearest).square().mean((1, 2, 3))
+    uneven = errors.max() > _MAX_SPREAD * (errors.median() + _FLOOR)
+    changes, expected = (frames.diff(dim=0).square().mean() for frames in (clip, nearest))
+    jumpy = changes > _MAX_CHANGE * (expected + _CHANGE_FLOOR)
+    return frozenset(("motion", "camera")) if uneven or jumpy else frozenset()
 
 
 def value_of(scene: Scene, name: str) -> str | None:
@@ -111,14 +122,12 @@ class _Seen:
 
     def errors(self, scenes: Sequence[Scene]) -> list[float]:
         """Return the mean squared error of the clip against each rendered scene."""
-        height, width = self.frames.shape[1:3]
-        rendered = render(list(scenes), self.times, height, width)
-        return [float((frames.float() - self.frames).square().mean()) for frames in rendered]
+        return [float((frames - self.frames).square().mean()) for frames in self.rendered(scenes)]
 
-    def moment_errors(self, scene: Scene) -> Tensor:
-        """Return the mean squared error at each moment, (T,)."""
+    def rendered(self, scenes: Sequence[Scene]) -> Tensor:
+        """Return the scenes at the same moments and size, (S, T, h, w, 3)."""
         height, width = self.frames.shape[1:3]
-        return (render([scene], self.times, height, width)[0].float() - self.frames).square().mean((1, 2, 3))
+        return render(list(scenes), self.times, height, width).float()
 
 
 def _questions(scene: Scene) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -134,13 +143,27 @@ def _questions(scene: Scene) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _answered(seen: _Seen, scene: Scene, name: str, options: tuple[str, ...], asked: str | None) -> tuple[Scene, float]:
     """Return ``scene`` with the nearest value of one attribute. Ties go against the caption."""
-    candidates = [(value, candidate) for value in options for candidate in _variants(scene, name, value)]
-    errors = seen.errors([candidate for _, candidate in candidates])
-    ranked = [
-        (error, value == asked, number)
-        for number, (error, (value, _)) in enumerate(zip(errors, candidates, strict=True))
+    return _nearest(seen, [(value == asked, one) for value in options for one in _variants(scene, name, value)])
+
+
+def _movement(seen: _Seen, scene: Scene, asked: Scene) -> tuple[Scene, float]:
+    """Return ``scene`` with the nearest pair of camera and first object's motion: one can look like the other."""
+    filmed = [one for camera in SCENE_VALUES["camera"] for one in _variants(scene, "camera", camera)]
+    candidates = [
+        ((camera.camera == asked.camera) + (motion == asked.objects[0].motion), one)
+        for camera in filmed
+        for motion in THING_VALUES["motion"]
+        for one in _variants(camera, "motion.0", motion)
     ]
-    error, _, number = min(ranked)
+    return _nearest(seen, candidates)
+
+
+def _nearest(seen: _Seen, candidates: Sequence[tuple[int, Scene]]) -> tuple[Scene, float]:
+    """Return the candidate nearest to the clip and its error; of equal ones, that which is asked for least."""
+    errors = seen.errors([scene for _, scene in candidates])
+    error, _, number = min(
+        (error, wanted, i) for i, (error, (wanted, _)) in enumerate(zip(errors, candidates, strict=True))
+    )
     return candidates[number][1], error
 
 
@@ -154,10 +177,13 @@ def _variants(scene: Scene, name: str, value: str) -> list[Scene]:
         changes = {"objects": tuple(things)}
     # Only an orbit is without a relation, so that entering or leaving one means trying all of them.
     orbit = name == "motion.0" and len(scene.objects) > 1 and "orbit" in (value, scene.objects[0].motion)
+    # Places were fitted to the way things move and stand now; another way gets a fair start.
+    layouts = [scene.layout, Layout()] if name == "relation" or name.startswith("motion") else [scene.layout]
     found = []
     for relation in (None, *RELATIONS) if orbit else (scene.relation,):
-        with suppress(ConfigError):
-            found.append(replace(scene, **({"relation": relation} | changes)))
+        for layout in layouts:
+            with suppress(ConfigError):
+                found.append(replace(scene, **({"relation": relation, "layout": layout} | changes)))
     return found
 
 
