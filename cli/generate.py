@@ -53,7 +53,7 @@ def generate(
 
     Examples:
 
-      vidiff generate "a dark-skinned woman in a red robe walking right, on a grass background"
+      vidiff generate "a dark-skinned woman in a red robe walking right, on a green background"
 
       vidiff generate "an orc casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROMPT = "a dark-skinned woman in a red robe walking right, on a grass background"
+PROMPT = "a dark-skinned woman in a red robe walking right, on a green background"
 
 
 def once(model: str, folder: Path) -> tuple[float, float, float]:
