@@ -12,14 +12,19 @@ import torch
 from rich.console import Console
 
 from vidiff import config
+from vidiff.data.clips import open_clips
+from vidiff.data.toyworld.dataset import ToyWorldConfig
 from vidiff.data.video_io import inspect
 from vidiff.data.video_write import write_video
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.generation import final_size, resolve_size, stage_count
 from vidiff.pipeline import load
+from vidiff.refinement import SpatialSR, TemporalSR
 from vidiff.refining import WINDOWS
 from vidiff.sampling.windows import Windows
+from vidiff.train.cache import cached_latents, cached_text
 from vidiff.train.recipe import Recipe, run
+from vidiff.train.stream import StreamedLatents, StreamedText
 from vidiff.types import Size
 from vidiff.upscaling import plan
 
@@ -53,6 +58,7 @@ RECIPE = {
             "name": "temporal_sr",
             "data": {"kind": "toyworld", "clips": 4, "frames": 9, "height": 16, "width": 16, "fps": 12},
             "refines": {"kind": "temporal_sr"},
+            "stream": True,
             "backbone": UNET,
             "trainer": TRAINER,
         },
@@ -207,6 +213,27 @@ def test_training_goes_on_where_it_stopped(tmp_path, model):
     before = {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
     run(config.from_dict(Recipe, RECIPE), model.parent, Console(quiet=True), torch.float32)
     assert before == {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
+
+
+@pytest.mark.parametrize("guessed", [None, TemporalSR(), SpatialSR(factor=2)])
+def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path, guessed):
+    data = open_clips(ToyWorldConfig(clips=3, frames=9, height=16, width=16))
+    quiet = Console(quiet=True)
+    cached = cached_latents(tmp_path, pipeline.autoencoder, "hash", data, quiet, guessed)
+    streamed = StreamedLatents(pipeline.autoencoder, data, guessed)
+    assert all(torch.equal(cached[i], streamed[i]) for i in range(3))
+    text, live = (
+        cached_text(tmp_path, pipeline.text_encoder, "hash", data, quiet),
+        StreamedText(pipeline.text_encoder, data),
+    )
+    assert (
+        [text.caption(m) for m in range(3)]
+        == [live.caption(m) for m in range(3)]
+        == [data.captions(i)[0] for i in range(3)]
+    )
+    kept, fresh = text.embedding([2, 0]), live.embedding([2, 0])
+    assert torch.equal(kept.mask, fresh.mask)
+    torch.testing.assert_close(kept.tokens, fresh.tokens, atol=2e-3, rtol=2e-3)
 
 
 def test_upscale_takes_any_clip(model, tmp_path):

@@ -19,7 +19,7 @@ from vidiff.data.clips import Clips
 from vidiff.files import atomic_path
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.refinement import Refinement
-from vidiff.train.autoencoder_stage import to_video
+from vidiff.train.stream import encoded
 from vidiff.types import TextEmbedding, TextEncoder
 
 _PART = 128  # clips or captions in one file
@@ -35,14 +35,8 @@ def cached_latents(
 
     @torch.no_grad()
     def encode(indices: list[int]) -> dict[str, Tensor]:
-        device = vae.latent_mean.device
         # One clip at a time: equal bytes whatever the parts, and memory stays small.
-        found = {}
-        for index in indices:
-            video = to_video(data.clip(index)[None]).to(device)
-            video = video if guessed is None else guessed.up(guessed.down(video))
-            found[f"{index:08d}"] = vae.encode(video)[0].half().cpu()
-        return found
+        return {f"{index:08d}": encoded(vae, data, index, guessed) for index in indices}
 
     what = [] if guessed is None else [guessed.kind, str(guessed.factor)]
     folder = root / f"latents-{_digest(vae_hash, data.fingerprint, *what)}"
@@ -58,6 +52,10 @@ class CachedText:
     starts: Tensor  # (M + 1,), int64: caption m holds tokens[starts[m] : starts[m + 1]]
     captions: list[str]  # M
     first: list[int]  # N + 1: clip i has the captions first[i] ... first[i + 1] - 1
+
+    def caption(self, number: int) -> str:
+        """Return caption ``number`` of all."""
+        return self.captions[number]
 
     def embedding(self, captions: list[int]) -> TextEmbedding:
         """Return the states of these captions, padded to the longest."""

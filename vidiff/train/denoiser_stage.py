@@ -26,8 +26,11 @@ from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.times import uniform_times
 from vidiff.train.autoencoder_stage import to_uint8
 from vidiff.train.cache import CachedText
+from vidiff.train.stream import StreamedLatents, StreamedText
 from vidiff.train.trainer import TrainerConfig
 from vidiff.types import Batch, Conditioning
+
+Latents = list[Tensor] | StreamedLatents
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class DenoiserStageConfig:
     single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
     refines: Refinement | None = None  # a super-resolution stage: what it adds to the clip of the stage before
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
+    stream: bool = False  # render or read, and encode, at every step; False: once, into the run folder's cache
     sampling: SamplingConfig | None = None  # the stage's own defaults; None: the recipe's
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -66,10 +70,10 @@ class DenoiserStage:
         config: DenoiserStageConfig,
         model_config: ModelConfig,
         data: Clips,
-        latents: list[Tensor],
-        text: CachedText,
+        latents: Latents,
+        text: CachedText | StreamedText,
         vae: VideoVAE,
-        low_res: list[Tensor] | None = None,
+        low_res: Latents | None = None,
     ):
         self.config, self.data, self.latents, self.text, self.vae = config, data, latents, text, vae
         self.low_res = low_res
@@ -98,7 +102,7 @@ class DenoiserStage:
             [self.data.key(index) for index in indices],
             latents=latents,
             text=self.text.embedding(captions),
-            captions=[self.text.captions[m] for m in captions],
+            captions=[self.text.caption(m) for m in captions],
             first_frame=first_frame,
             low_res=low_res,
         )
@@ -148,7 +152,7 @@ class DenoiserStage:
         """Nothing is left to do: statistics belong to the autoencoder."""
 
 
-def _stacked(latents: list[Tensor], indices: list[int]) -> Tensor:
+def _stacked(latents: Latents, indices: list[int]) -> Tensor:
     return torch.stack([latents[index] for index in indices]).float()
 
 

@@ -29,6 +29,7 @@ from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig, build_text_enc
 from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageConfig
 from vidiff.train.cache import cached_latents, cached_text
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.train.stream import StreamedLatents, StreamedText
 from vidiff.train.trainer import train
 from vidiff.types import Size
 
@@ -133,14 +134,25 @@ def _train_denoiser(
     vae_folder = run_dir / stage_config.autoencoder / "export"
     vae = load_autoencoder(vae_folder)
     encoder = build_text_encoder(recipe.text)
-    cache = run_dir / "cache"
-    latents = cached_latents(cache, vae, model_hash(vae_folder), data, console)
-    text = cached_text(cache, encoder, encoder.fingerprint, data, console)
     model_config = _model_config(stage_config, recipe, encoder.dim, data)
     refines, low_res = stage_config.refines, None
-    if refines is not None:
-        low_res = cached_latents(cache, vae, model_hash(vae_folder), data, console, refines)
-    stage = DenoiserStage(stage_config, model_config, data, latents, text, vae, low_res)
+    if stage_config.stream:
+        stage = DenoiserStage(
+            stage_config,
+            model_config,
+            data,
+            StreamedLatents(vae, data),
+            StreamedText(encoder, data),
+            vae,
+            None if refines is None else StreamedLatents(vae, data, refines),
+        )
+    else:
+        cache, vae_hash = run_dir / "cache", model_hash(vae_folder)
+        latents = cached_latents(cache, vae, vae_hash, data, console)
+        if refines is not None:
+            low_res = cached_latents(cache, vae, vae_hash, data, console, refines)
+        text = cached_text(cache, encoder, encoder.fingerprint, data, console)
+        stage = DenoiserStage(stage_config, model_config, data, latents, text, vae, low_res)
     if stage_config.starts_from is not None:
         start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, vae.latents)
         stage.denoiser.load_state_dict(start.state_dict())
