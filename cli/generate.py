@@ -53,31 +53,32 @@ def generate(
 
     Examples:
 
-      vidiff generate "a dark-skinned woman in a red robe walking right, on a green background"
+      vidiff generate "a dark-skinned woman wearing a red robe and black shoes, walking right, on a green background"
 
-      vidiff generate "an orc casting a spell" --num 4 --seed 7 -o orcs/ --format gif
+      vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
+        from vidiff.generation import recipe_of
 
         planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
-        waiting = [job for job in planned if not planning.is_finished(job)] if from_file else planned
-        for job in waiting:
+        for job in planned:
             planning.check_writable(job.output)
-        if len(waiting) < len(planned):
-            note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
-        made: list[dict[str, Any]] = []
-        if waiting:
-            pipeline = _load(model, device, download)
-            shared = _settings(
-                pipeline, model, steps, guidance, sampler, frames, fps, size, format, waiting, upscale, dtype, stages
-            )
-            shared = replace(shared, keep_stages=keep_stages)
-            if negative is None:
-                waiting = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in waiting]
-            made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
+        pipeline = _load(model, device, download)
+        shared = _settings(
+            pipeline, model, steps, guidance, sampler, frames, fps, size, format, planned, upscale, dtype, stages
+        )
+        shared = replace(shared, keep_stages=keep_stages)
+        if negative is None:
+            planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
+        waiting = planned
+        if from_file:
+            waiting = [job for job in planned if not planning.is_finished(job, recipe_of(pipeline, job, shared))]
+            if len(waiting) < len(planned):
+                note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
+        made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
         if json:
             result(made, "", as_json=True)
 
@@ -162,7 +163,7 @@ def _make(
             note(yaml12.dump(recipe_of(pipeline, now[0], shared)))
 
         def progress(stage: str, number: int = start + 1) -> "AbstractContextManager[OnStep]":
-            return sampling_progress(pipeline, f"clip {number} of {len(jobs)}: {stage}", preview)
+            return sampling_progress(pipeline, f"clip {number} of {len(jobs)}: {stage}", preview, stage)
 
         finished = make(pipeline, now, shared, progress=progress, note=note)
         for one in finished:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vidiff.data.video_write import format_of, suffix_of
 from vidiff.errors import ConfigError, DataError, ResourceError
@@ -66,14 +67,21 @@ def plan(
     return [Job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative or "") for i in range(num)]
 
 
-def is_finished(job: Job) -> bool:
-    """Return whether the file is there already and says that it shows this prompt at this seed."""
+def is_finished(job: Job, recipe: dict[str, Any] | None = None) -> bool:
+    """Return whether the file is there already and says that it shows this prompt at this seed.
+
+    Args:
+        job: what is to be made.
+        recipe: what `vidiff.generation.recipe_of` says of the job: the file must be of these stages and sizes too.
+    """
     if not job.output.exists():
         return False
     from vidiff.data.metadata import read_metadata
 
-    found = read_metadata(job.output) or {}
-    return found.get("prompt") == job.prompt and found.get("seed") == job.seed
+    wanted = {"prompt": job.prompt, "seed": job.seed}
+    wanted |= {key: recipe[key] for key in ("size", "stages", "upscale")} if recipe is not None else {}
+    found = {"stages": []} | (read_metadata(job.output) or {})  # recipes older than the cascade do not name stages
+    return all(found.get(key) == value for key, value in wanted.items())
 
 
 def check_writable(path: Path) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from vidiff.cli.output import note, result, terminated_as_interrupt
+from vidiff.cli.output import result, terminated_as_interrupt
+from vidiff.errors import ConfigError
 
 
 def upscale(
@@ -15,6 +16,10 @@ def upscale(
     prompt: Annotated[str, typer.Option(help="What the clip shows.")] = "",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: NAME-upscaled.mp4 beside it.")] = None,
     model: Annotated[str, typer.Option(help="Bundled model or model folder with super-resolution.")] = "toyworld",
+    noise: Annotated[
+        float | None,
+        typer.Option(help="How much to repair and invent: from 0, keep all that is there, to what the model allows."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -45,13 +50,19 @@ def upscale(
         started = time.monotonic()
         target = output or clip.with_name(f"{clip.stem}-upscaled.mp4")
         format_of(target)
+        if target.resolve() == clip.resolve():
+            raise ConfigError(f"{target} is the clip itself; name another file with -o")
         check_writable(target)
         precision = getattr(torch, checked_dtype(dtype))
         info = inspect(clip, name=str(clip))
         have = Size(info.frames, info.height, info.width, info.fps)
         height, width = (have.height, have.width) if to is None else parsed_size(to)
+        rate = have.fps if fps is None else fps
         pipeline = load(find_model(model), chosen_device(device))
-        stages = plan(pipeline.refiners, have, height, width, fps or have.fps)
+        stages = plan(pipeline.refiners, have, height, width, rate)
+        if not stages:
+            now = f"{have.width}x{have.height} at {have.fps:g} fps"
+            raise ConfigError(f"{clip} is {now} already; say with --to, --fps or both what it should become")
         frames = torch.from_numpy(read_clip(clip, name=str(clip), info=info).frames)
         made = run(
             pipeline,
@@ -59,11 +70,10 @@ def upscale(
             frames,
             prompt,
             seed,
+            noise=noise,
             dtype=precision,
             progress=lambda stage: sampling_progress(pipeline, stage, False),
-            note=note,
         )
-        rate = fps or have.fps
         write_video(target, made.numpy(), rate, metadata={"upscaled": clip.name, "prompt": prompt, "seed": seed})
         seconds = time.monotonic() - started
         found = {"path": str(target), "frames": len(made), "height": height, "width": width, "fps": rate}

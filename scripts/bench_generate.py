@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-PROMPT = "a dark-skinned woman in a red robe walking right, on a green background"
+PROMPT = "a dark-skinned woman wearing a red robe and black shoes, walking right, on a green background"
 
 
 def once(model: str, folder: Path, *options: str) -> tuple[float, float, float]:

@@ -1,10 +1,13 @@
 """A cascade end to end: trained on a tiny toy world, loaded, sampled, stopped early, refused where it does not fit."""
 
+import functools
 import json
-import os
+import operator
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +15,17 @@ import torch
 from rich.console import Console
 
 from vidiff import config
+from vidiff.checkpoint import model_hash
 from vidiff.data.clips import open_clips
 from vidiff.data.toyworld.dataset import ToyWorldConfig
 from vidiff.data.video_io import inspect
 from vidiff.data.video_write import write_video
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.generation import final_size, resolve_size, stage_count
+from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.pixels import PixelAutoencoder
 from vidiff.pipeline import load
-from vidiff.refinement import SpatialSR, TemporalSR
-from vidiff.refining import WINDOWS
-from vidiff.sampling.windows import Windows
-from vidiff.train.cache import cached_latents, cached_text
+from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.recipe import Recipe, run
 from vidiff.train.stream import StreamedLatents, StreamedText
 from vidiff.types import Size
@@ -58,6 +61,7 @@ RECIPE = {
             "name": "temporal_sr",
             "data": {"kind": "toyworld", "clips": 4, "frames": 9, "height": 16, "width": 16, "fps": 12},
             "refines": {"kind": "temporal_sr"},
+            "pixels": {"patch_size": 8},
             "stream": True,
             "backbone": UNET,
             "trainer": TRAINER,
@@ -70,6 +74,7 @@ RECIPE = {
                 "pictures": [64],
             },
             "refines": {"kind": "spatial_sr"},
+            "pixels": {"patch_size": 8},
             "backbone": UNET,
             "trainer": TRAINER,
         },
@@ -95,7 +100,8 @@ def generate(*arguments, **kwargs):
 
 def test_the_model_folder_holds_every_stage_and_one_autoencoder(model, pipeline):
     assert [refiner.name for refiner in pipeline.refiners] == ["temporal_sr", "spatial_sr"]
-    assert all(refiner.autoencoder is pipeline.autoencoder for refiner in pipeline.refiners)
+    assert isinstance(pipeline.autoencoder, VideoVAE)
+    assert all(isinstance(refiner.pixels, PixelAutoencoder) for refiner in pipeline.refiners)
     assert len(list(model.rglob("model.safetensors"))) == 4
     assert final_size(pipeline, pipeline.config.size, 2) == Size(9, 64, 64, 12)
 
@@ -138,7 +144,7 @@ def test_stages_may_stop_early(model, tmp_path):
         (("--stages", "temporal_sr"), "the first of base,temporal_sr,spatial_sr"),
         (("--size", "66x64"), "try 64x64"),
         (("--frames", "8"), "try 9"),
-        (("--frames", "7"), "try 5"),
+        (("--frames", "7"), "try 9"),
     ],
 )
 def test_what_the_stages_cannot_reach_is_one_line(model, tmp_path, arguments, word):
@@ -155,22 +161,7 @@ def test_a_wished_size_is_that_of_the_result(pipeline):
         stage_count(pipeline, "spatial_sr")
 
 
-def test_refining_in_windows_differs_little_from_refining_at_once(pipeline):
-    refiner = pipeline.refiners[1]
-    clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 5, 24, 24, 3), dtype=np.uint8))
-    clip = (clip.float().mean((1, 2), keepdim=True) + torch.linspace(0, 60, 24)[:, None]).expand(1, 5, 24, 24, 3).byte()
-    text = pipeline.text(["a ball"], refiner.denoiser)
-    results = [
-        refiner.refine(clip, text, text, [0], refiner.config.sampling, windows=windows)
-        for windows in (WINDOWS, Windows((2, 6, 6), (1, 3, 3)))
-    ]
-    assert results[0].shape == (1, 5, 96, 96, 3)
-    assert (results[0].int() - results[1].int()).abs().float().mean() < 6
-
-
 def test_a_folder_whose_stages_do_not_fit_is_refused(model, tmp_path):
-    import shutil
-
     broken = tmp_path / "m"
     shutil.copytree(model, broken)
     path = broken / "temporal_sr" / "config.yaml"
@@ -192,6 +183,7 @@ def test_a_folder_whose_stages_do_not_fit_is_refused(model, tmp_path):
         ({"refines": None}, "no other has"),
         ({"backbone": {"kind": "dit"}}, "no other has"),
         ({"backbone": {**UNET, "low_res": False}}, "no other has"),
+        ({"pixels": None}, "works on pixels: set pixels"),
     ],
 )
 def test_a_stage_that_cannot_refine_is_refused(change, word):
@@ -208,20 +200,101 @@ def test_a_cascade_without_a_base_is_refused():
         config.from_dict(Recipe, recipe)
 
 
-def test_training_goes_on_where_it_stopped(tmp_path, model):
-    """A finished cascade trains nothing again."""
-    before = {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
-    run(config.from_dict(Recipe, RECIPE), model.parent, Console(quiet=True), torch.float32)
-    assert before == {path: os.stat(path).st_mtime_ns for path in model.parent.rglob("step-*")}
+def changed(place, value):
+    """Return the recipe with one value changed, such as "stages.0.trainer.max_steps"."""
+    recipe = json.loads(json.dumps(RECIPE))
+    *path, last = (int(part) if part.isdecimal() else part for part in place.split("."))
+    functools.reduce(operator.getitem, path, recipe)[last] = value
+    return config.from_dict(Recipe, recipe)
 
 
-@pytest.mark.parametrize("guessed", [None, TemporalSR(), SpatialSR(factor=2)])
-def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path, guessed):
+def trained(recipe, folder):
+    return run(recipe, folder, Console(quiet=True), torch.float32)
+
+
+@pytest.fixture
+def copy(model, tmp_path):
+    return Path(shutil.copytree(model.parent, tmp_path / "run"))
+
+
+def test_a_finished_cascade_trains_nothing_again(model):
+    before = {path: path.stat().st_mtime_ns for path in model.parent.rglob("step-*")}
+    trained(config.from_dict(Recipe, RECIPE), model.parent)
+    assert before == {path: path.stat().st_mtime_ns for path in model.parent.rglob("step-*")}
+
+
+def test_a_killed_cascade_ends_with_the_same_weights(model, copy):
+    for stage in ("temporal_sr", "spatial_sr"):  # one streams, one reads what was cached
+        shutil.rmtree(copy / stage / "export")
+        shutil.rmtree(copy / stage / "step-00000004")
+    trained(config.from_dict(Recipe, RECIPE), copy)
+    for stage in ("temporal_sr", "spatial_sr"):
+        assert model_hash(copy / "model" / stage) == model_hash(model / stage)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        ("data.seed", 9, "data was"),
+        ("stages.0.trainer.max_steps", 5, "weights of vae was"),
+        ("stages.2.refines.max_noise", 0.3, "max_noise was 0.4, now 0.3"),
+    ],
+)
+def test_what_a_finished_stage_was_made_from_may_not_change_under_it(copy, place, value, word):
+    with pytest.raises(CheckpointError, match=word):
+        trained(changed(place, value), copy)
+
+
+def test_how_stages_sample_may_change_when_all_is_trained(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("step-*")}
+    folder = trained(changed("stages.2.refines", {"kind": "temporal_sr", "noise": 0.05}), copy)
+    assert load(folder).refiners[0].refines.noise == 0.05
+    folder = trained(changed("stages.3.sampling", {"num_steps": 3}), copy)
+    assert load(folder).refiners[1].config.sampling.num_steps == 3
+    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("step-*")}
+
+
+def test_super_resolution_may_start_from_single_frames(copy):
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"].insert(3, recipe["stages"][3] | {"name": "sr_images", "single_frames": 1.0})
+    recipe["stages"][4]["starts_from"] = "sr_images"
+    shutil.rmtree(copy / "spatial_sr")
+    folder = trained(config.from_dict(Recipe, recipe), copy)
+    assert [refiner.name for refiner in load(folder).refiners] == ["temporal_sr", "spatial_sr"]
+    assert not (folder / "sr_images").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        ("stages.2.data.frames", 8, "temporal_sr: .*not 8"),
+        ("stages.2.refines", {"kind": "temporal_sr", "factor": 3}, "temporal_sr: .*not 9"),
+        ("stages.3.refines", {"kind": "spatial_sr", "factor": 3}, "spatial_sr: .*not 16x16"),
+    ],
+)
+def test_clips_that_a_stage_cannot_make_are_refused_before_anything_is_trained(place, value, word):
+    with pytest.raises(ConfigError, match=word):
+        changed(place, value)
+
+
+def test_noise_beyond_that_of_training_is_refused(pipeline):
+    refiner = pipeline.refiners[0]
+    text = pipeline.text(["a ball"], refiner.denoiser)
+    clip = torch.zeros(1, 5, 16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match=r"from 0 to 0\.4, got 0\.5"):
+        refiner.refine(clip, text, text, [0], refiner.config.sampling, noise=0.5)
+    with pytest.raises(ConfigError, match="height"):
+        refiner.refine(clip[:, :, :7], text, text, [0], refiner.config.sampling)
+
+
+def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path):
     data = open_clips(ToyWorldConfig(clips=3, frames=9, height=16, width=16))
     quiet = Console(quiet=True)
-    cached = cached_latents(tmp_path, pipeline.autoencoder, "hash", data, quiet, guessed)
-    streamed = StreamedLatents(pipeline.autoencoder, data, guessed)
-    assert all(torch.equal(cached[i], streamed[i]) for i in range(3))
+    cached = cached_latents(tmp_path, pipeline.autoencoder, "hash", data, quiet)
+    streamed = StreamedLatents(pipeline.autoencoder, data.clip)
+    assert len(cached) == 3 and all(torch.equal(cached[i], streamed[i]) for i in range(3))
+    frames = cached_clips(tmp_path, data, quiet)
+    assert all(torch.equal(frames[i], data.clip(i)) for i in range(3))
     text, live = (
         cached_text(tmp_path, pipeline.text_encoder, "hash", data, quiet),
         StreamedText(pipeline.text_encoder, data),
@@ -246,6 +319,10 @@ def test_upscale_takes_any_clip(model, tmp_path):
     assert (found["frames"], found["height"], found["width"], found["fps"]) == (7, 72, 88, 12)
     info = inspect(tmp_path / "in-upscaled.mp4")
     assert (info.frames, info.height, info.width, info.fps) == (7, 72, 88, 12)
+    again = subprocess.run(
+        [sys.executable, "-m", "vidiff", *map(str, command), "--noise", "0.5"], capture_output=True, text=True
+    )
+    assert again.returncode == 2 and "with noise from 0 to 0.4, got 0.5" in again.stderr
 
 
 @pytest.mark.parametrize(

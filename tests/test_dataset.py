@@ -112,6 +112,25 @@ def test_resizing_keeps_the_aspect_and_cuts_the_center(tmp_path: Path) -> None:
     assert (clip[:, :, 2:14] == 200).all()
 
 
+def test_windows_are_cut_out_of_large_pictures_at_places_of_their_own(tmp_path: Path) -> None:
+    x, y = np.meshgrid(np.arange(48), np.arange(32))
+    place = np.stack([4 * x, 4 * y, 0 * x], 2).astype(np.uint8)
+    for number in range(6):
+        put(tmp_path, f"c{number}", np.broadcast_to(place, (5, 32, 48, 3)))
+    whole, large = (ClipDataset(config(tmp_path, height=16, width=16, pictures=(side,))) for side in (16, 32))
+    corners = set()
+    for index in range(6):
+        window = large.clip(index)
+        left, top = (int(value) // 4 for value in window[0, 0, 0, :2])
+        assert torch.equal(window[0], torch.from_numpy(place[top : top + 16, left : left + 16]))
+        assert torch.equal(window, large.clip(index))
+        corners.add((left, top))
+        assert whole.clip(index).shape == (5, 16, 16, 3)
+    assert len(corners) > 3 and whole.fingerprint != large.fingerprint
+    with pytest.raises(ConfigError, match="do not fit"):
+        config(tmp_path, height=16, width=16, pictures=(12,))
+
+
 def test_shrinking_does_not_alias(tmp_path: Path) -> None:
     checkers = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
     put(tmp_path, "a", np.broadcast_to(checkers[None, :, :, None], (5, 128, 128, 3)))

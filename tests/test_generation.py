@@ -1,6 +1,7 @@
 """The command line end to end, on a model with tiny random weights."""
 
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,13 +13,15 @@ import torch
 from tests.clips import write_folder
 from vidiff import config
 from vidiff.checkpoint import save_model
+from vidiff.cli.jobs import is_finished
 from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import read_clip
+from vidiff.data.video_write import write_video
 from vidiff.decoding import decode, decode_tiled
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import NumericalError, ResourceError
-from vidiff.generation import Job, Settings, generate, read_run
+from vidiff.generation import Job, Settings, generate, job_and_settings, read_run, recipe_of, redecode
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, save_autoencoder
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.dit import DiTConfig
@@ -123,6 +126,30 @@ def test_latents_and_settings_are_kept_before_decoding(pipeline, tmp_path, monke
     assert not (tmp_path / "0.mp4").exists()
 
 
+def test_runs_from_before_the_cascade_are_decoded_again(pipeline, tmp_path):
+    (made,) = generate(pipeline, [Job("orc", 5, tmp_path / "a.mp4")], settings_of(pipeline))
+    recipe, latents = read_run(made.run)
+    for key in ("stages", "fps"):
+        del recipe[key]
+    assert job_and_settings(recipe, tmp_path / "b.mp4", made.run)[1].stages == 0
+    again = redecode(pipeline, recipe, latents, made.run, tmp_path / "b.mp4", None)
+    assert again.frames_sha256 == made.frames_sha256
+    assert read_clip(tmp_path / "b.mp4").fps == pytest.approx(12)
+
+
+def test_a_clip_is_finished_if_it_is_of_the_same_stages_and_sizes(pipeline, tmp_path):
+    job, settings = Job("orc", 5, tmp_path / "a.gif"), settings_of(pipeline, format="gif")
+    wanted = recipe_of(pipeline, job, settings)
+    assert not is_finished(job, wanted)
+    (made,) = generate(pipeline, [job], settings)
+    assert is_finished(job, wanted) and is_finished(job)
+    for other in ({"stages": ["temporal_sr"]}, {"size": wanted["size"] | {"frames": 5}}, {"upscale": 2}):
+        assert not is_finished(job, wanted | other)
+    older = {key: value for key, value in wanted.items() if key != "stages"}
+    write_video(job.output, made.frames, 12, metadata=older)
+    assert is_finished(job, wanted)
+
+
 def test_a_decode_that_runs_out_of_memory_goes_on_in_chunks_and_tiles(pipeline):
     latents = torch.randn(1, 4, 3, 4, 4)
     whole, notes = decode(pipeline.autoencoder, latents), []
@@ -141,6 +168,26 @@ def test_a_decode_that_runs_out_of_memory_goes_on_in_chunks_and_tiles(pipeline):
     assert torch.equal(whole, chunked) and "chunks" in notes[0]
     with pytest.raises(ResourceError, match="even in tiles"):
         decode(failing("decode", "decode_stream"), latents, note=notes.append)
+
+
+def test_decoding_in_chunks_holds_the_frames_once():
+    code = (
+        "import resource, torch\n"
+        "from vidiff.decoding import decode\n"
+        "from vidiff.types import LatentSpec\n"
+        "class Rows:\n"
+        "    latents = LatentSpec(1, 8, 1)\n"
+        "    def decode_stream(self, z):\n"
+        "        row = torch.linspace(-1, 1, 8 * z.shape[4])\n"
+        "        return (row.expand(1, 3, 1, 8 * z.shape[3], -1) for _ in range(z.shape[2]))\n"
+        "def peak(frames):\n"
+        "    clips = decode(Rows(), torch.zeros(1, 1, frames, 128, 128))\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, clips.numel()\n"
+        "(before, few), (after, many) = peak(9), peak(73)\n"
+        "print((after - before) / (many - few))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
 
 
 def test_tiles_cover_every_pixel_once():
@@ -245,6 +292,8 @@ def test_a_list_of_prompts_is_finished_on_a_second_run(vidiff, model, tmp_path):
     (tmp_path / "out" / "one.gif").unlink()
     again = vidiff(*arguments)
     assert [row["path"].rsplit("/", 1)[1] for row in json.loads(again.stdout)] == ["one.gif"]
+    larger = vidiff(*arguments, "--upscale", 2)
+    assert len(json.loads(larger.stdout)) == 2
 
 
 @needs_minilm
@@ -279,6 +328,28 @@ def test_bad_input_is_one_line_and_leaves_nothing(vidiff, model, tmp_path, argum
     assert word in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_minilm
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--fps", "0"), "the model has no temporal_sr stage, so 12 fps cannot become 0"),
+        (("--fps", "24"), "the model has no temporal_sr stage, so 12 fps cannot become 24"),
+        (("--to", "64x64"), "the model has no spatial_sr stage, so 16x16 cannot become 64x64"),
+        ((), "is 16x16 at 12 fps already; say with --to, --fps or both"),
+        (("--fps", "12", "--to", "16x16"), "is 16x16 at 12 fps already"),
+        (("--fps", "24", "-o", "./in.mp4"), "in.mp4 is the clip itself"),
+    ],
+)
+def test_what_upscale_cannot_do_is_one_line_and_leaves_the_clip(vidiff, model, tmp_path, arguments, word):
+    clip = tmp_path / "in.mp4"
+    write_video(clip, np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8), 12)
+    before = clip.read_bytes()
+    done = vidiff("upscale", clip, "--model", model, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and word in done.stderr
+    assert clip.read_bytes() == before and list(tmp_path.iterdir()) == [clip]
 
 
 @needs_minilm

@@ -12,13 +12,17 @@ from tests.clips import frames, write_folder
 from vidiff import config
 from vidiff.data.dataset import ClipDataset, DataConfig
 from vidiff.data.video_write import write_video
+from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.prediction import check_prediction
 from vidiff.errors import CheckpointError, ConfigError
-from vidiff.model_folder import ModelConfig, load_autoencoder, save_autoencoder
+from vidiff.model_folder import ModelConfig, SamplingConfig, load_autoencoder, save_autoencoder
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.discriminator import DiscriminatorConfig
 from vidiff.models.dit import DiTConfig
 from vidiff.models.perceptual import _DIMS, _STAGES, PerceptualDistance
+from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
+from vidiff.models.unet3d import UNet3DConfig
+from vidiff.refinement import SpatialSR, TemporalSR
 from vidiff.train.autoencoder_stage import (
     AdversarialConfig,
     AutoencoderLosses,
@@ -32,6 +36,7 @@ from vidiff.train.autoencoder_stage import (
 from vidiff.train.cache import cached_latents, cached_text
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
 from vidiff.train.recipe import Recipe
+from vidiff.train.stream import StreamedLatents
 from vidiff.train.trainer import TrainerConfig, train
 from vidiff.types import Size, TextEmbedding
 
@@ -73,7 +78,7 @@ def vgg(tmp_path_factory):
 
 
 def stage(data, **kwargs):
-    return AutoencoderStage(AutoencoderStageConfig(autoencoder=VAE, **kwargs), data)
+    return AutoencoderStage(AutoencoderStageConfig(autoencoder=VAE, **kwargs), data, {})
 
 
 def test_every_loss_can_be_turned_on_and_adds_up(data, vgg):
@@ -231,7 +236,7 @@ def denoiser(data, tmp_path):
         text = cached_text(tmp_path, Words(), "w", data, QUIET)
         settings = DenoiserStageConfig(backbone=DiTConfig(dim=16, depth=1, num_heads=2), **kwargs)
         model = ModelConfig(backbone=settings.backbone, text_dim=8, size=Size(9, 32, 32, 12.0))
-        return DenoiserStage(settings, model, data, list(latents), text, vae), latents
+        return DenoiserStage(settings, model, data, latents, text, vae, {}), latents
 
     return build
 
@@ -275,6 +280,56 @@ def test_previews_are_clips(denoiser):
         assert len(clips) == 2 and all(c.shape == (length, 32, 32, 3) for c in clips.values())
 
 
+@pytest.fixture
+def super_resolution(data, tmp_path):
+    def build(refines, **kwargs):
+        folding = PixelAutoencoderConfig(patch_size=4)
+        backbone = UNet3DConfig(dim=16, dim_mult=(1,), attention=(), cross_attention=(0,), num_heads=2, low_res=True)
+        settings = DenoiserStageConfig(backbone=backbone, pixels=folding, refines=refines, **kwargs)
+        sampling = SamplingConfig(guidance=Guidance(scale=1.0))
+        model = ModelConfig(
+            backbone=backbone, text_dim=8, predicts="x0", pixels=folding, refines=refines, sampling=sampling
+        )
+        pixels, text = PixelAutoencoder(folding), cached_text(tmp_path, Words(), "w", data, QUIET)
+        return DenoiserStage(settings, model, data, StreamedLatents(pixels, data.clip), text, pixels, {})
+
+    return build
+
+
+@pytest.mark.parametrize("refines", [TemporalSR(), TemporalSR(factor=4), SpatialSR(), SpatialSR(factor=2)])
+def test_super_resolution_is_given_the_guess_of_the_frames_themselves(super_resolution, data, refines):
+    tested = super_resolution(refines)
+    batch = tested.batch([1, 4], 0)
+    video = to_video(torch.stack([data.clip(index) for index in (1, 4)]))
+    assert batch.latents.shape == batch.low_res.shape == (2, 192, 3, 8, 8)
+    for found, expected in ((batch.latents, video), (batch.low_res, refines.up(refines.down(video)))):
+        wanted = tested.autoencoder.encode(expected)
+        assert (found - wanted).abs().max() * tested.autoencoder.config.std < 2 * 2 / 255
+    assert not torch.equal(batch.low_res, batch.latents)
+    assert torch.isfinite(tested.loss("model", batch, 0, torch.Generator().manual_seed(0))["total"])
+
+
+def test_super_resolution_on_single_frames_is_given_the_guess_of_whole_clips(super_resolution):
+    whole = super_resolution(TemporalSR()).batch([1, 4], 0)
+    single = super_resolution(TemporalSR(), single_frames=1.0).batch([1, 4], 0)
+    for row, frame in enumerate(single.first_frame):
+        assert torch.equal(single.low_res[row, :, 0], whole.low_res[row, :, frame])
+
+
+def test_previews_of_super_resolution_start_as_the_guess(super_resolution, data):
+    tested = super_resolution(SpatialSR())
+    clips = tested.preview(tested.denoiser)
+    for index, made in enumerate(clips.values()):
+        video = to_video(data.clip(index)[None])
+        (plain,) = to_uint8(tested.config.refines.up(tested.config.refines.down(video)))
+        assert (made.int() - plain.int()).abs().max() <= 2
+
+
+def test_a_super_resolution_stage_without_pixels_is_refused():
+    with pytest.raises(ConfigError, match="works on pixels"):
+        DenoiserStageConfig(backbone=UNet3DConfig(low_res=True), refines=SpatialSR())
+
+
 def test_an_autoencoder_is_saved_with_exact_statistics(tmp_path, data):
     tested = stage(data, start="pca")
     tested.finish(tested.vae)
@@ -309,7 +364,7 @@ def test_a_run_says_what_became_of_every_clip(tmp_path):
     write_folder(tmp_path / "clips", 2)
     (tmp_path / "clips" / "bad.mp4").write_bytes(b"no clip")
     (tmp_path / "clips" / "bad.txt").write_text("words")
-    _opened(DataConfig(tmp_path / "clips", frames=9, height=32, width=32), tmp_path / "run", QUIET)
+    _opened(DataConfig(tmp_path / "clips", frames=9, height=32, width=32), tmp_path / "run", "", QUIET)
     fates = json.loads((tmp_path / "run" / "data.json").read_text())
     assert (fates["total"], fates["used"]) == (3, 2)
     assert "bad.mp4" in (tmp_path / "run" / "skipped.jsonl").read_text()

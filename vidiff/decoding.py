@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidiff.errors import NumericalError, ResourceError
-from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.build import Autoencoder
 from vidiff.sampling.windows import ramp, starts
 
 _TILE = 32  # latents a side
@@ -16,7 +16,11 @@ _WHOLE = 1 << 23  # pixels that may be decoded at once
 
 @torch.no_grad()
 def decode(
-    autoencoder: VideoVAE, latents: Tensor, *, dtype: torch.dtype = torch.float32, note: Callable[[str], None] = print
+    autoencoder: Autoencoder,
+    latents: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    note: Callable[[str], None] = print,
 ) -> Tensor:
     """Return uint8 clips (B, F, H, W, 3) on the CPU of normalized latents (B, C, f, h, w).
 
@@ -27,18 +31,22 @@ def decode(
         ResourceError: if even tiles do not fit.
         NumericalError: if a frame is not finite or a clip is one flat color throughout.
     """
-    ways: list[tuple[str, Callable[[VideoVAE, Tensor], Iterable[Tensor]]]] = [
+    ways: list[tuple[str, Callable[[Autoencoder, Tensor], Iterable[Tensor]]]] = [
         ("whole clips", lambda vae, z: [vae.decode(z)]),
         ("chunks of frames", lambda vae, z: vae.decode_stream(z)),
         ("tiles", lambda vae, z: [decode_tiled(vae, z)]),
     ]
     b, _, f, h, w = latents.shape
-    if b * f * autoencoder.latents.frame_stride * h * w * autoencoder.latents.stride**2 > _WHOLE:
+    stride, frame_stride = autoencoder.latents.stride, autoencoder.latents.frame_stride
+    if b * f * frame_stride * h * w * stride**2 > _WHOLE:
         del ways[0]
     for number, (name, way) in enumerate(ways):
         try:
             with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
-                return _checked(torch.cat([_bytes(piece) for piece in way(autoencoder, latents)], dim=1))
+                shape = (b, 1 + (f - 1) * frame_stride, h * stride, w * stride, 3)
+                clips = _collected(way(autoencoder, latents), shape)
+                check_shows_something(clips)
+                return clips
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -48,7 +56,7 @@ def decode(
     raise AssertionError("unreachable")
 
 
-def decode_tiled(autoencoder: VideoVAE, latents: Tensor, tile: int = _TILE, overlap: int = _OVERLAP) -> Tensor:
+def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tile: int = _TILE, overlap: int = _OVERLAP) -> Tensor:
     """Decode overlapping squares of ``tile`` latents, streamed in time, and blend them linearly; float32."""
     stride = autoencoder.latents.stride
     b, _, f, h, w = latents.shape
@@ -72,15 +80,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def check_shows_something(clips: Tensor) -> None:
+    """Raise a NumericalError if one of the clips, uint8 (B, F, H, W, 3), is one flat color throughout."""
+    for clip in clips:
+        if all(bool((frame == clip[0, 0, 0]).all()) for frame in clip):
+            raise NumericalError("a clip is one flat color throughout: the weights or the settings are broken")
+
+
+def _collected(pieces: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Return pieces of clips, (B, 3, n, H, W) in [-1, 1], as uint8 ``shape`` (B, F, H, W, 3); none is held twice."""
+    clips, end = torch.empty(shape, dtype=torch.uint8), 0
+    for piece in pieces:
+        begin, end = end, end + piece.shape[2]
+        clips[:, begin:end] = _bytes(piece)
+    return clips
+
+
 def _bytes(video: Tensor) -> Tensor:
     """Return (B, 3, F, H, W) in [-1, 1] as uint8 (B, F, H, W, 3)."""
     if not torch.isfinite(video).all():
         raise NumericalError("the decoded frames are not finite: the weights or the settings are broken")
     return ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
-
-
-def _checked(clips: Tensor) -> Tensor:
-    for clip in clips:
-        if (clip == clip[:1, :1, :1]).all():
-            raise NumericalError("a decoded clip is one flat color throughout: the weights or the settings are broken")
-    return clips

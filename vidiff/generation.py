@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,12 +16,13 @@ from torch import Tensor
 
 import vidiff
 from vidiff import checkpoint, config, files
+from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import decode
 from vidiff.errors import ConfigError, DataError
 from vidiff.model_folder import SamplingConfig
 from vidiff.pipeline import Pipeline
-from vidiff.sampling.times import uniform_times
+from vidiff.sampling.noise import stage_seed
 from vidiff.types import Size
 
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
@@ -85,17 +87,19 @@ def resolve_size(
         stages: how many super-resolution stages follow the base.
 
     Raises:
-        ConfigError: if the size is malformed, not on the latent grid or beyond what the stages reach.
+        ConfigError: if the size is malformed, too large or not one that the stages reach; the message names the
+            nearest that they do.
     """
-    own, spec = pipeline.config.size, pipeline.autoencoder.latents
+    own = pipeline.config.size
     wanted = final_size(pipeline, own, stages)
     height, width = (wanted.height, wanted.width) if size is None else parsed_size(size)
     wanted = Size(wanted.frames if frames is None else frames, height, width, wanted.fps if fps is None else fps)
     if not 0 < wanted.fps <= 240:
         raise ConfigError(f"fps must lie above 0 and up to 240, got {wanted.fps}")
+    check_limits(wanted)
+    _check_reachable(pipeline, wanted, stages)
     for refiner in reversed(pipeline.refiners[:stages]):
         wanted = refiner.refines.before(wanted)
-    spec.shape(wanted.frames, wanted.height, wanted.width)
     warnings = []
     fewest, most = pipeline.config.frames
     if not fewest <= wanted.frames <= most:
@@ -104,6 +108,44 @@ def resolve_size(
         trained = f"{own.width}x{own.height}"
         warnings.append(f"{wanted.width}x{wanted.height} pixels, but the model was trained on {trained}")
     return wanted, warnings
+
+
+def check_limits(size: Size) -> None:
+    """Raise a ConfigError if a clip of ``size`` is larger than vidiff itself reads."""
+    pixels = size.height * size.width
+    if pixels > MAX_PIXELS or size.frames > min(MAX_FRAMES, MAX_TOTAL // (3 * pixels)):
+        raise ConfigError(
+            f"{size.frames} frames of {size.width}x{size.height} are too much for one clip; the most are {MAX_FRAMES} "
+            f"frames, {MAX_PIXELS} pixels a frame and {MAX_TOTAL >> 30} GiB in all"
+        )
+
+
+def _check_reachable(pipeline: Pipeline, wanted: Size, stages: int) -> None:
+    """Raise a ConfigError that names the nearest size if no base clip becomes ``wanted`` after ``stages`` stages."""
+    step, side = _steps(pipeline, stages)
+    frames = max(0, round((wanted.frames - 1) / step)) * step + 1
+    height, width = (max(1, round(pixels / side)) * side for pixels in (wanted.height, wanted.width))
+    wrong = []
+    if frames != wanted.frames:
+        wrong.append(f"frames must be {step} * n + 1, got {wanted.frames}; try {frames}")
+    if (height, width) != (wanted.height, wanted.width):
+        got = f"{wanted.width}x{wanted.height}"
+        wrong.append(f"width and height must be multiples of {side}, got {got}; try {width}x{height}")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def _steps(pipeline: Pipeline, stages: int) -> tuple[int, int]:
+    """Return the grid of results, (s, p): s * n + 1 frames whose sides are multiples of p pixels.
+
+    Every stage's clip is whole in its own folded pixels.
+    """
+    spec = pipeline.autoencoder.latents
+    step, side = spec.frame_stride, spec.stride
+    for refiner in pipeline.refiners[:stages]:
+        finer, spec = refiner.size(Size(step + 1, side, side, 1.0)), refiner.pixels.latents
+        step, side = math.lcm(finer.frames - 1, spec.frame_stride), math.lcm(finer.height, spec.stride)
+    return step, side
 
 
 def stage_count(pipeline: Pipeline, stages: str | None) -> int:
@@ -189,7 +231,7 @@ def _finished(
     dtype, size = getattr(torch, settings.dtype), settings.size
     clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
     prompts, negatives = [job.prompt for job in jobs], [job.negative for job in jobs]
-    for number, refiner in enumerate(pipeline.refiners[: settings.stages]):
+    for number, refiner in enumerate(pipeline.refiners[: settings.stages], 1):
         if settings.keep_stages:
             for job, clip in zip(jobs, clips.numpy(), strict=True):
                 path = job.output.with_name(f"{job.output.stem}-{name}{job.output.suffix}")
@@ -200,11 +242,10 @@ def _finished(
                 clips,
                 pipeline.text(prompts, refiner.denoiser),
                 pipeline.text(negatives, refiner.denoiser),
-                [job.seed + ((number + 1) << 32) for job in jobs],  # seeds of the base end below 2^32
+                [stage_seed(job.seed, number) for job in jobs],
                 refiner.config.sampling,
                 dtype=dtype,
                 on_step=on_step,
-                note=note,
             )
     return clips.numpy()
 
@@ -219,7 +260,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "model": settings.model,
         "model_hash": pipeline.hash,
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
-        "times": uniform_times(settings.sampling.num_steps).tolist(),
+        "times": settings.sampling.times().tolist(),
         "size": asdict(settings.size),
         "stages": [refiner.name for refiner in pipeline.refiners[: settings.stages]],
         "fps": final_size(pipeline, settings.size, settings.stages).fps,
@@ -228,6 +269,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "numpy": np.__version__,  # super-resolution's noise
     }
 
 
@@ -257,7 +299,7 @@ def write_result(
     job: Job, run: Path, clip: np.ndarray, recipe: dict[str, Any], settings: Settings, seconds: float
 ) -> Result:
     """Write one clip (F, H, W, 3) with its recipe inside."""
-    digest = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
+    digest = hashlib.sha256(clip.ravel().data).hexdigest()
     metadata = recipe | {"frames_sha256": digest}
     frames = upscaled(clip, settings.upscale)
     write_video(job.output, frames, recipe["fps"], format=settings.format, metadata=metadata)
@@ -289,7 +331,8 @@ def redecode(
         raise ConfigError(f"{run}: these latents are of another model ({recipe['model']}); give it with --model")
     latents = latents.to(pipeline.device)
     clips = _finished(pipeline, [job], settings, latents, progress, note)
-    recipe = {key: value for key, value in recipe.items() if key != "output"}
+    # Older recipes, without stages, have no rate of the result: it is the base's.
+    recipe = {"fps": settings.size.fps} | {key: value for key, value in recipe.items() if key != "output"}
     return write_result(job, run, clips[0], recipe, settings, time.monotonic() - started)
 
 
@@ -309,7 +352,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
             device=str(recipe["device"]),
-            stages=len(recipe["stages"]),
+            stages=len(recipe.get("stages", ())),  # which recipes older than the cascade do not have
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{source}: its recipe is damaged: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vidiff import checkpoint, config
 from vidiff.diffusion.denoiser import Denoiser
@@ -17,11 +18,13 @@ from vidiff.diffusion.prediction import Prediction
 from vidiff.diffusion.schedule import CosineSchedule, Schedule
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
-from vidiff.models.build import BackboneConfig, build_backbone
+from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone
 from vidiff.models.dit import DiTConfig
+from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.solvers import DPMpp2M, Solver
+from vidiff.sampling.times import uniform_times
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
 
@@ -36,10 +39,19 @@ class SamplingConfig:
     num_steps: int = 30
     guidance: Guidance = field(default_factory=Guidance)
     negative: str = ""  # empty: the learned null text
+    last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not 0 <= self.last_t < 1:
+            raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
+
+    def times(self) -> Tensor:
+        """Return the falling times from 1 to 0 that sampling visits, (num_steps + 1,), float64."""
+        if not self.last_t:
+            return uniform_times(self.num_steps)
+        return torch.cat([torch.linspace(1, self.last_t, self.num_steps, dtype=torch.float64), torch.zeros(1)])
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,12 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     size: Size = field(default_factory=lambda: Size(17, 64, 64, 12.0))  # what it was trained on, and the default
     frames: tuple[int, int] = (1, 17)  # fewest and most frames it was trained on
+    pixels: PixelAutoencoderConfig | None = None  # what it denoises, instead of an autoencoder's latents
     refines: Refinement | None = None  # of a super-resolution stage: what it adds
     stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
 
     def __post_init__(self) -> None:
-        check_refines(self.backbone, self.refines)
+        check_refines(self.backbone, self.refines, self.pixels)
 
     def denoiser(self, latents: LatentSpec) -> Denoiser:
         """Return the untrained denoiser."""
@@ -68,11 +81,13 @@ class ModelConfig:
         return Denoiser(backbone, self.schedule, self.predicts, self.text_dim)
 
 
-def check_refines(backbone: BackboneConfig, refines: Refinement | None) -> None:
-    """Raise a ConfigError unless the backbone takes a low-resolution clip exactly where there is one."""
+def check_refines(backbone: BackboneConfig, refines: Refinement | None, pixels: PixelAutoencoderConfig | None) -> None:
+    """Raise a ConfigError unless a super-resolution stage, and it alone, takes a low-resolution clip, as pixels."""
     takes = isinstance(backbone, UNet3DConfig) and backbone.low_res
     if takes != (refines is not None):
         raise ConfigError("a super-resolution stage has refines and a unet3d backbone with low_res: true; no other has")
+    if refines is not None and pixels is None:
+        raise ConfigError("a super-resolution stage works on pixels: set pixels, such as {patch_size: 8}")
 
 
 def save_autoencoder(folder: Path, vae: VideoVAE, dtype: torch.dtype | None = None) -> None:
@@ -92,6 +107,11 @@ def load_autoencoder(folder: Path) -> VideoVAE:
         ConfigError: if the config is not valid.
     """
     return _filled(VideoVAE, read_config(VideoVAEConfig, folder), folder)
+
+
+def autoencoder_of(settings: ModelConfig, folder: Path) -> Autoencoder:
+    """Return what a model's latents are made with: folded pixels, or the autoencoder in ``folder``."""
+    return load_autoencoder(folder) if settings.pixels is None else PixelAutoencoder(settings.pixels)
 
 
 def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:

@@ -12,12 +12,12 @@ from vidiff.checkpoint import model_hash
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
 from vidiff.errors import CheckpointError, did_you_mean
-from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, load_autoencoder, load_denoiser, read_config
-from vidiff.models.autoencoder import VideoVAE
+from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
+from vidiff.models.build import Autoencoder
+from vidiff.models.pixels import PixelAutoencoder
 from vidiff.refining import Refiner
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
-from vidiff.sampling.times import uniform_times
 from vidiff.text import sources
 from vidiff.text.encoders import build_text_encoder
 from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
@@ -29,7 +29,7 @@ class Pipeline:
 
     config: ModelConfig
     text_encoder: TextEncoder
-    autoencoder: VideoVAE
+    autoencoder: Autoencoder
     denoiser: Denoiser
     hash: str  # of the model folder
     refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
@@ -79,7 +79,7 @@ class Pipeline:
                 self.config.schedule,
                 sampling.solver,
                 latents,
-                uniform_times(sampling.num_steps).to(device),
+                sampling.times().to(device),
                 randn=lambda: noise.randn(*shape).to(device),
                 on_step=on_step,
             ).float()
@@ -123,22 +123,42 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
         ConfigError: if a config is not valid.
     """
     config: ModelConfig = read_config(ModelConfig, folder)
-    autoencoder = load_autoencoder(folder / AUTOENCODER)
+    autoencoder = autoencoder_of(config, folder / AUTOENCODER)
     denoiser = load_denoiser(folder, config, autoencoder.latents)
     text_encoder = build_text_encoder(config.text, device)
     autoencoder = autoencoder.to(device)
-    refiners = tuple(_refiner(folder, name, config, autoencoder, device) for name in config.stages)
-    return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), refiners)
+    refiners: list[Refiner] = []
+    for name in config.stages:
+        before = refiners[-1].config if refiners else config
+        refiners.append(_refiner(folder, name, before, device))
+    return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), tuple(refiners))
 
 
-def _refiner(folder: Path, name: str, base: ModelConfig, autoencoder: VideoVAE, device: torch.device | str) -> Refiner:
-    """Return one super-resolution stage of a cascade; raises a CheckpointError if it does not fit the others."""
+def _refiner(folder: Path, name: str, before: ModelConfig, device: torch.device | str) -> Refiner:
+    """Return one super-resolution stage of a cascade.
+
+    Args:
+        folder: of the cascade.
+        name: of the stage, and its folder.
+        before: config of the stage whose clips it takes.
+        device: where it goes.
+
+    Raises:
+        CheckpointError: if it does not fit the others.
+    """
     if not name.isidentifier():
         raise CheckpointError(f"{folder}: stages are words, got {name!r}")
     config: ModelConfig = read_config(ModelConfig, folder / name)
     if config.refines is None:
         raise CheckpointError(f"{folder / name}: is no super-resolution stage (refines is not set)")
-    if config.text != base.text or config.text_dim != base.text_dim:
+    if config.text != before.text or config.text_dim != before.text_dim:
         raise CheckpointError(f"{folder / name}: does not fit {folder}: its text encoder is another one")
-    denoiser = load_denoiser(folder / name, config, autoencoder.latents)
-    return Refiner(name, config, config.refines, denoiser.to(device), autoencoder)
+    if config.refines.before(config.size).fps != before.size.fps:
+        raise CheckpointError(
+            f"{folder / name}: makes {config.size.fps:g} frames a second out of "
+            f"{config.refines.before(config.size).fps:g}, but the stage before it makes {before.size.fps:g}"
+        )
+    assert config.pixels is not None  # its config sees to it
+    pixels = PixelAutoencoder(config.pixels)
+    denoiser = load_denoiser(folder / name, config, pixels.latents)
+    return Refiner(name, config, config.refines, denoiser.to(device), pixels.to(device))

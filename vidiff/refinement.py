@@ -27,6 +27,11 @@ class TemporalSR:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """How much finer frames, rows and columns become."""
+        return (self.factor, 1, 1)
+
     def down(self, video: Tensor) -> Tensor:
         """Keep every ``factor``-th frame of (B, 3, F, H, W)."""
         return video[:, :, :: self.factor]
@@ -41,8 +46,7 @@ class TemporalSR:
         return video[:, :, before] * (1 - share) + video[:, :, after] * share
 
     def restored(self, made: Tensor, known: Tensor) -> Tensor:
-        """Return the stage's result, (B, F', H, W, 3), with the frames that were ``known``, (B, F, ...), put back."""
-        made = made.clone()
+        """Put the frames that were ``known``, (B, F, H, W, 3), back into ``made``, (B, F', H, W, 3), and return it."""
         made[:, :: self.factor] = known
         return made
 
@@ -70,6 +74,11 @@ class SpatialSR:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """How much finer frames, rows and columns become."""
+        return (1, self.factor, self.factor)
 
     def down(self, video: Tensor) -> Tensor:
         """Average squares of ``factor`` pixels of (B, 3, F, H, W)."""

@@ -1,28 +1,37 @@
 """A super-resolution stage at work: a clip of any size and length in, a finer one out.
 
-Memory holds the result, its latents and one window; nothing else grows with the clip.
+Each window goes through all of sampling by itself and is then blended into the result, so that memory holds the result
+and one window. Windows that overlap are given the same guess and the same noise there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vidiff.decoding import decode
+from vidiff.decoding import check_shows_something
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
 from vidiff.diffusion.schedule import noised
+from vidiff.errors import ConfigError, NumericalError
 from vidiff.model_folder import ModelConfig, SamplingConfig
-from vidiff.models.autoencoder import VideoVAE
-from vidiff.refinement import Refinement, TemporalSR
+from vidiff.models.pixels import PixelAutoencoder
+from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
-from vidiff.sampling.noise import SeededNoise
-from vidiff.sampling.times import uniform_times
-from vidiff.sampling.windows import Place, Windows, windowed
-from vidiff.types import Conditioning, Size, TextEmbedding
+from vidiff.sampling.noise import PlacedNoise
+from vidiff.sampling.windows import Place, Windows, overlay
+from vidiff.types import Conditioning, LatentSpec, Size, TextEmbedding
 
-WINDOWS = Windows(size=(9, 32, 32), overlap=(2, 8, 8))  # latents that the network sees at once
+OnStep = Callable[[int, int, Tensor], None]
+
+# Frames and pixels of the finer clip that the network sees at once.
+WINDOWS = Windows(size=(33, 256, 256), overlap=(8, 64, 64))
+
+_REACH = 3  # known pixels beyond a window that change what bicubic interpolation makes inside: 2, and one to spare
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,18 @@ class Refiner:
     config: ModelConfig
     refines: Refinement
     denoiser: Denoiser
-    autoencoder: VideoVAE
+    pixels: PixelAutoencoder
 
     def size(self, size: Size) -> Size:
         """Return the size that clips of ``size`` become."""
         return self.refines.size(size)
+
+    def level(self, noise: float | None) -> float:
+        """Return ``noise``, or the stage's own for None; raises a ConfigError if it is more than training had."""
+        level = self.refines.noise if noise is None else noise
+        if not 0 <= level <= self.refines.max_noise:
+            raise ConfigError(f"{self.name} was trained with noise from 0 to {self.refines.max_noise}, got {level}")
+        return level
 
     @torch.no_grad()
     def refine(
@@ -48,10 +64,10 @@ class Refiner:
         seeds: Sequence[int],
         sampling: SamplingConfig,
         *,
+        noise: float | None = None,
         windows: Windows = WINDOWS,
         dtype: torch.dtype = torch.float32,
-        on_step: Callable[[int, int, Tensor], None] | None = None,
-        note: Callable[[str], None] = print,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Return finer clips, uint8 (B, F', H', W', 3), on the CPU.
 
@@ -61,57 +77,130 @@ class Refiner:
             negative: what guidance leads away from, of B samples.
             seeds: B of them; every sample has its own noise.
             sampling: solver, steps and guidance.
-            windows: how much the network sees at once.
+            noise: time up to which the plain guess is noised, at most ``max_noise`` of training: more lets the network
+                repair more of what it is given, and invent more; None is the stage's own.
+            windows: how much the network sees at once; sizes are rounded up to whole latents.
             dtype: precision of the networks.
-            on_step: called as (steps done, num_steps, estimate of x_0).
-            note: hears about decoding in smaller pieces.
+            on_step: called as (steps done, steps of all windows, estimate of the window's x_0).
 
         Raises:
-            ConfigError: if the finer clip is not on the latent grid.
+            ConfigError: if the finer clip is shorter than a window and no whole number of latents, or the noise more
+                than training had.
             NumericalError: if what was made is not finite or shows nothing.
         """
-        device, schedule = self.denoiser.null_tokens.device, self.config.schedule
-        noise = SeededNoise(seeds)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            pieces = (piece.to(device) for piece in guesses(self.refines, clips, self.autoencoder.latents.frame_stride))
-            guess = torch.cat([latents.float() for latents in self.autoencoder.encode_pieces(pieces)], dim=2)
-            shape = tuple(guess.shape[1:])
-            t = torch.full((len(seeds),), self.refines.noise, device=device)
-            guess = noised(schedule, guess, noise.randn(*shape).to(device), t)
+        level = self.level(noise)
+        finer = self.size(Size(clips.shape[1], clips.shape[2], clips.shape[3], 1.0))
+        shape = (finer.frames, finer.height, finer.width)
+        windows = whole(windows, self.pixels.latents, self.refines)
+        self.pixels.latents.shape(*(min(pair) for pair in zip(shape, windows.size, strict=True)))
+        made = torch.empty(len(clips), *shape, 3, dtype=torch.uint8)
+        cond = Conditioning(text, low_res_t=torch.full((len(clips),), level, device=self._device))
+        places, source = windows.over(shape), PlacedNoise(seeds)
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+            for number, place in enumerate(places):
+                step = _counted(on_step, number, len(places))
+                randn = partial(self._noise, source, place)
+                # Not held by a name, or the next window would be made beside it.
+                overlay(
+                    made,
+                    place,
+                    self._window(clips, place, randn, cond, negative, sampling, step).cpu(),
+                    windows.share(shape, place),
+                )
+        check_shows_something(made)
+        return self.refines.restored(made, clips)
 
-            def denoise(x_t: Tensor, time: Tensor, place: Place) -> Tensor:
-                cond = Conditioning(text, low_res=guess[(..., *place)], low_res_t=t)
-                return guided(self.denoiser, cond, cond.with_text(negative), sampling.guidance)(x_t, time)
+    @property
+    def _device(self) -> torch.device:
+        return self.denoiser.null_tokens.device
 
-            latents = sample(
-                windowed(denoise, windows),
-                schedule,
-                sampling.solver,
-                noise.randn(*shape).to(device),
-                uniform_times(sampling.num_steps).to(device),
-                randn=lambda: noise.randn(*shape).to(device),
-                on_step=on_step,
-            ).float()
-        return self.refines.restored(decode(self.autoencoder, latents, dtype=dtype, note=note), clips)
+    def _window(
+        self,
+        clips: Tensor,
+        place: Place,
+        randn: Callable[[int], Tensor],
+        cond: Conditioning,
+        negative: TextEmbedding,
+        sampling: SamplingConfig,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """Return what the network makes of the plain guess at one window, (B, 3, n, h, w) in [-1, 1].
+
+        ``randn`` draws noise for its 1st, 2nd, ... use, and ``cond`` holds the time up to which the guess is noised.
+        """
+        uses, schedule = itertools.count(), self.config.schedule
+        assert cond.low_res_t is not None
+        plain = self.pixels.encode(guess(self.refines, clips, place, self._device))
+        cond = replace(cond, low_res=noised(schedule, plain, randn(next(uses)), cond.low_res_t))
+        del plain
+        latents = sample(
+            guided(self.denoiser, cond, cond.with_text(negative), sampling.guidance),
+            schedule,
+            sampling.solver,
+            randn(next(uses)),
+            sampling.times(),
+            randn=lambda: randn(next(uses)),
+            on_step=on_step,
+        ).float()
+        if not torch.isfinite(latents).all():
+            raise NumericalError(f"the frames of {self.name} are not finite: the weights or the settings are broken")
+        return self.pixels.decode(latents)
+
+    def _noise(self, source: PlacedNoise, place: Place, use: int) -> Tensor:
+        """Return standard normal noise in the layout of the latents of a window, (B, C, f, h, w)."""
+        frames, rows, columns = place
+        first = (slice(frames.start, frames.start + 1), rows, columns)
+        # The first latent holds its one frame several times, and training drew noise for each.
+        copies = [source.randn(first, use, copy) for copy in range(1, self.pixels.config.patch_frames)]
+        return self.pixels.fold(torch.cat([*copies, source.randn(place, use)], dim=2)).to(self._device)
 
 
-def guesses(refines: Refinement, clips: Tensor, frame_stride: int) -> Iterator[Tensor]:
-    """Yield the plain guess at the finer clips piece by piece: the first frame, then ``frame_stride`` frames each.
+def guess(refines: Refinement, clips: Tensor, place: Place, device: torch.device | str = "cpu") -> Tensor:
+    """Return a part of the plain guess at the finer clips, made from what lies around it and nothing else.
 
     Args:
         refines: what is guessed.
         clips: uint8 (B, F, H, W, 3).
-        frame_stride: frames of a piece.
+        place: frames, rows and columns of the finer clips.
+        device: where it is made.
 
-    Yields:
-        (B, 3, n, H', W') in [-1, 1].
+    Returns:
+        (B, 3, n, h, w) in [-1, 1].
     """
-    factor = refines.factor if isinstance(refines, TemporalSR) else 1
-    total = factor * (clips.shape[1] - 1) + 1
-    for first in (0, *range(1, total, frame_stride)):
-        last = first if first == 0 else min(first + frame_stride, total) - 1
-        # The known frames around these, and where among their guesses these lie.
-        begin, end = first // factor, -(-last // factor)
-        known = clips[:, begin : end + 1].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        guess = refines.up(known)
-        yield guess[:, :, first - begin * factor : last - begin * factor + 1]
+    known: list[slice] = []
+    inside: list[slice] = []
+    for at, factor, length, reach in zip(place, refines.factors, clips.shape[1:4], (0, _REACH, _REACH), strict=True):
+        begin = max(0, at.start // factor - reach)
+        end = min(length, -(-(at.stop - 1) // factor) + 1 + reach)
+        known.append(slice(begin, end))
+        inside.append(slice(at.start - begin * factor, at.stop - begin * factor))
+    video = clips[(slice(None), *known)].to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    frames, rows, columns = inside
+    return refines.up(video)[:, :, frames, rows, columns]
+
+
+def whole(windows: Windows, latents: LatentSpec, refines: Refinement) -> Windows:
+    """Return ``windows`` rounded up to whole latents that begin with a known frame and pixel, as in training.
+
+    The network tells known frames from blended ones by where they lie in a latent.
+    """
+    size, overlap = [], []
+    for large, shared, grid, factor, first in zip(
+        windows.size,
+        windows.overlap,
+        (latents.frame_stride, latents.stride, latents.stride),
+        refines.factors,
+        (1, 0, 0),
+        strict=True,
+    ):
+        step = math.lcm(grid, factor)
+        size.append(-(-(large - first) // step) * step + first)
+        overlap.append(-(-(shared - first) // factor) * factor + first)
+    return Windows((size[0], size[1], size[2]), (overlap[0], overlap[1], overlap[2]))
+
+
+def _counted(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Return what is called after each step of window ``number`` out of ``count`` to report those of all."""
+    if on_step is None:
+        return None
+    return lambda done, total, x_0: on_step(number * total + done, count * total, x_0)

@@ -34,6 +34,7 @@ class DataConfig:
     width: int = 64
     fps: float | None = None  # bring clips to this rate by picking the nearest frames; None: as stored
     buckets: tuple[tuple[int, int], ...] = ()  # further (height, width); each clip goes to the nearest shape
+    pictures: tuple[int, ...] = ()  # cut windows out of clips whose shorter side becomes this, in turn; (): whole
     limit: int | None = None  # only the first clips
 
     def __post_init__(self) -> None:
@@ -46,6 +47,9 @@ class DataConfig:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
         if any(side < 1 for shape in self.buckets for side in shape):
             raise ConfigError(f"buckets must be at least 1 high and wide, got {self.buckets}")
+        largest = max(side for shape in ((self.height, self.width), *self.buckets) for side in shape)
+        if any(side < largest for side in self.pictures):
+            raise ConfigError(f"windows of {largest} pixels a side do not fit into pictures of {self.pictures}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class ClipDataset:
 
     def _fingerprint(self) -> str:
         config = self.config
-        rule = [_PREPROCESSING, config.frames, config.height, config.width, config.fps, config.buckets]
+        rule: list[object] = [_PREPROCESSING, config.frames, config.height, config.width, config.fps, config.buckets]
+        rule += [config.pictures] if config.pictures else []
         digest = hashlib.sha256(json.dumps(rule).encode())
         for sample in self.samples:
             source = sample.source
@@ -157,7 +162,18 @@ class ClipDataset:
         picked = _picked(sample.info, config.fps or sample.info.fps)
         offset = round(start * (len(picked) - config.frames))
         frames = sample.read()[picked[offset : offset + config.frames]]
-        return _fitted(torch.from_numpy(np.ascontiguousarray(frames)), *self.bucket(index))
+        height, width = self.bucket(index)
+        pixels = torch.from_numpy(np.ascontiguousarray(frames))
+        if not config.pictures:
+            return _fitted(pixels, height, width)
+        side = config.pictures[index % len(config.pictures)]
+        scale = side / min(pixels.shape[1:3])
+        large = _fitted(pixels, *(max(side, round(full * scale)) for full in pixels.shape[1:3]))
+        rng = np.random.default_rng((index, side))
+        top, left = (
+            int(rng.integers(full - part + 1)) for full, part in zip(large.shape[1:3], (height, width), strict=True)
+        )
+        return large[:, top : top + height, left : left + width].contiguous()
 
 
 def inspect_source(source: Member | Path, key: str) -> ClipInfo:

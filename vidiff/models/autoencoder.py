@@ -271,6 +271,11 @@ class VideoVAE(nn.Module):
         """Undo `normalize`."""
         return latents * _channelwise(self.latent_std) + _channelwise(self.latent_mean)
 
+    def freeze_encoder(self) -> None:
+        """Take whatever decides the latents out of training."""
+        for part in (self.encoder, self.quant_conv, *([self.linear_in] if self.config.linear else [])):
+            part.requires_grad_(False)
+
     @torch.no_grad()
     def _initialize(self) -> None:
         """Keep the signal's scale, start residual branches at zero and the posterior narrow.

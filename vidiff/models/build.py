@@ -2,11 +2,14 @@
 
 from torch import nn
 
+from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
+from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3D, UNet3DConfig
 from vidiff.types import LatentSpec
 
 BackboneConfig = DiTConfig | UNet3DConfig
+Autoencoder = VideoVAE | PixelAutoencoder
 
 
 def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -> nn.Module:

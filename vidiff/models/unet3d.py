@@ -118,7 +118,8 @@ class AttentionBlock(nn.Module):
         self.space = Attention(dim, heads) if within else None
         self.text = Attention(dim, heads, context_dim=config.emb_dim) if across else None
         self.time = Attention(dim, heads) if within and config.temporal else None
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("space", "text", "time", "mlp")})
+        used = {"space": self.space, "text": self.text, "time": self.time, "mlp": self}
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name, part in used.items() if part is not None})
         self.mlp_in, self.mlp_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -213,10 +214,13 @@ class UNet3D(nn.Module):
             The output, (B, C, f, h, w), in the type of ``x``.
 
         Raises:
-            ConfigError: if ``cond`` holds a low-resolution clip and the config does not take one, or the reverse.
+            ConfigError: if ``cond`` holds a low-resolution clip and the config does not take one, or the reverse, or
+                one of another size or without its noise.
         """
         if (cond.low_res is not None) != self.config.low_res:
             raise ConfigError("a unet3d with low_res: true, and only that one, is given the clip of the stage before")
+        if cond.low_res is not None and (cond.low_res.shape != x.shape or cond.low_res_t is None):
+            raise ConfigError(f"low_res must be of the shape of x, {tuple(x.shape)}, and come with low_res_t")
         inputs = x if cond.low_res is None else torch.cat([x, cond.low_res.to(x)], dim=1)
         context = self._context(x.shape[2], t, cond)
         frames = inputs.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -274,3 +278,6 @@ class UNet3D(nn.Module):
             assert isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d) and layer.bias is not None
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.skip_gain is not None and self.config.low_res:
+            # The clip of the stage before is the first answer, so that the network only learns what is missing.
+            self.skip_gain.bias[self.skip_gain.out_features // 2 :] = 1.0

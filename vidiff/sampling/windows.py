@@ -1,12 +1,10 @@
 """Overlapping windows, so that a network trained on small clips serves large and long ones in bounded memory."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vidiff.diffusion.guidance import DenoiseFn
 from vidiff.errors import ConfigError
 
 Place = tuple[slice, slice, slice]  # frames, rows and columns of one window
@@ -14,7 +12,10 @@ Place = tuple[slice, slice, slice]  # frames, rows and columns of one window
 
 @dataclass(frozen=True)
 class Windows:
-    """Size and overlap of windows along frames, rows and columns, in latents.
+    """Size and overlap of windows along frames, rows and columns, in frames and pixels.
+
+    A finished clip is the mean of its windows, each weighted by the product of a ramp along each axis. The ramps of
+    neighbors add up to 1, so what they agree on, such as a constant or a ramp, comes out as it is.
 
     Raises:
         ConfigError: if an overlap is not smaller than its window.
@@ -27,52 +28,45 @@ class Windows:
         if any(overlap < 0 or overlap >= size for size, overlap in zip(self.size, self.overlap, strict=True)):
             raise ConfigError(f"overlaps must be smaller than their windows, got {self.overlap} of {self.size}")
 
-    def over(self, shape: tuple[int, int, int]) -> Iterator[Place]:
-        """Yield windows that cover latents of ``shape`` (f, h, w); the last ones reach exactly to the end."""
+    def over(self, shape: tuple[int, int, int]) -> list[Place]:
+        """Return windows that cover a clip of ``shape`` (F, H, W), row by row; the last ones reach exactly to the end.
+
+        Only a window along an axis where the clip is shorter than that is smaller than ``size``.
+        """
         frames, rows, columns = (
             [slice(start, min(start + size, length)) for start in starts(length, size, overlap)]
             for length, size, overlap in zip(shape, self.size, self.overlap, strict=True)
         )
-        for frame in frames:
-            for row in rows:
-                for column in columns:
-                    yield frame, row, column
+        return [(frame, row, column) for frame in frames for row in rows for column in columns]
 
-    def weights(self, place: Place) -> Tensor:
-        """Return how much a window counts at each of its latents, (f, h, w): 1 inside, falling towards its borders."""
-        f, h, w = (ramp(at.stop - at.start, overlap + 1) for at, overlap in zip(place, self.overlap, strict=True))
-        return f[:, None, None] * h[:, None] * w
+    def share(self, shape: tuple[int, int, int], place: Place) -> Tensor:
+        """Return how much the window at ``place`` counts against what the windows before it in `over` made there.
 
-
-def blended(windows: Windows, like: Tensor, piece: Callable[[Place], Tensor]) -> Tensor:
-    """Return what ``piece`` says of each window, (B, C, f', h', w'), as one tensor of the shape of ``like``.
-
-    Where windows overlap it is their weighted mean (Bar-Tal et al., 2023, equation 5), so what they agree on, such as
-    a constant or a ramp, comes out as it is.
-    """
-    places = list(windows.over(like.shape[2:]))  # type: ignore[arg-type]
-    if len(places) == 1:
-        return piece(places[0])
-    total, weight = torch.zeros_like(like), like.new_zeros(like.shape[2:])
-    for place in places:
-        share = windows.weights(place).to(like)
-        total[(..., *place)] += share * piece(place)
-        weight[place] += share
-    return total / weight
+        That is its weight over the sum of its and their weights, (n, h, w): so each window can be put on top of the
+        others as soon as it is finished, and the last one leaves the weighted mean of all.
+        """
+        (f_before, f), (h_before, h), (w_before, w) = (
+            _weights(*lengths)[at.start] for *lengths, at in zip(shape, self.size, self.overlap, place, strict=True)
+        )
+        # The windows before in the same row, then those of earlier rows, then those of earlier frames.
+        before = h_before[:, None] + h[:, None] * w_before
+        before = f_before[:, None, None] + f[:, None, None] * before
+        own = f[:, None, None] * h[:, None] * w
+        return torch.where(before > 0, own / (before + own), 1.0)
 
 
-def windowed(denoise: Callable[[Tensor, Tensor, Place], Tensor], windows: Windows) -> DenoiseFn:
-    """Return a denoiser of clips of any size out of one that sees a window at a time.
+def overlay(clips: Tensor, place: Place, video: Tensor, share: Tensor) -> None:
+    """Blend a finished window into clips, in place.
 
     Args:
-        denoise: estimates x_0 of (x_t of the window, t, which window).
-        windows: what it can take at once.
+        clips: uint8 (B, F, H, W, 3), which are changed at ``place``.
+        place: frames, rows and columns of the window.
+        video: what was made there, (B, 3, n, h, w) in [-1, 1].
+        share: how much of it counts, (n, h, w) in [0, 1]; see `Windows.share`.
     """
-
-    def whole(x_t: Tensor, t: Tensor) -> Tensor:
-        return blended(windows, x_t, lambda place: denoise(x_t[(..., *place)], t, place))
-
-    return whole
+    there = clips[(slice(None), *place)]
+    made = ((video + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 4, 1)
+    there.copy_(torch.lerp(there.to(made), made, share[..., None].to(made)).round_())
 
 
 def starts(length: int, size: int, overlap: int) -> list[int]:
@@ -86,3 +80,20 @@ def ramp(size: int, width: int) -> Tensor:
     """Return weights (size,) that rise from just above 0 to 1 over ``width`` entries and fall again."""
     distance = torch.arange(1, size + 1, dtype=torch.float32)
     return torch.minimum(distance, distance.flip(0)).clamp(max=width) / width
+
+
+def _weights(length: int, size: int, overlap: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return, for the start of each window along one axis, the weights (size,) of all earlier ones there and its own.
+
+    All weights at an entry add up to 1. A window's rise over its first ``overlap`` entries and take from those of the
+    earlier ones; where the last window overlaps by more, it counts fully after them.
+    """
+    left, found = torch.ones(length), {}
+    for start in reversed(starts(length, size, overlap)):
+        rise = torch.ones(min(size, length))
+        if start > 0:
+            rise[:overlap] = torch.arange(1, overlap + 1) / (overlap + 1)
+        at = slice(start, start + size)
+        found[start] = (left[at] * (1 - rise), left[at] * rise)
+        left[at] = found[start][0]
+    return found

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidiff.config import to_dict
 from vidiff.data.clips import Clips, ClipsConfig
 from vidiff.errors import ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
@@ -53,6 +52,7 @@ class AutoencoderStageConfig:
     kind: Literal["autoencoder"] = "autoencoder"
     name: str = "vae"
     autoencoder: VideoVAEConfig = field(default_factory=VideoVAEConfig)
+    decoder_of: str | None = None  # train on the decoder of this earlier stage; its latents stay what they are
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     frames: int | None = None  # train on random windows of this many frames; None: whole clips
     crop: int | None = None  # train on random squares of this many pixels; None: whole frames
@@ -65,8 +65,11 @@ class AutoencoderStageConfig:
 class AutoencoderStage:
     """Reconstruction, KL and, where wanted, perceptual and adversarial losses."""
 
-    def __init__(self, config: AutoencoderStageConfig, data: Clips):
-        self.config, self.data = config, data
+    def __init__(
+        self, config: AutoencoderStageConfig, data: Clips, identity: dict[str, Any], trained: VideoVAE | None = None
+    ):
+        """Build the stage; ``trained`` is the autoencoder whose decoder is trained on, where the config asks for it."""
+        self.config, self.data, self.identity = config, data, identity
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         seed = config.trainer.seed
         with torch.random.fork_rng(devices=[]):
@@ -76,15 +79,15 @@ class AutoencoderStage:
             self.adversarial = config.losses.adversarial
             if self.adversarial is not None:
                 self.models["discriminator"] = PatchDiscriminator(self.adversarial.discriminator)
-        if config.start == "pca":
+        if trained is not None:
+            self.vae.load_state_dict(trained.state_dict())
+            self.vae.freeze_encoder()
+        elif config.start == "pca":
             self.vae.start_as_pca([to_video(data.clip(index)[None])[0] for index in self._spread(512)])
         self.perceptual: PerceptualDistance | None = None
         if config.losses.perceptual and config.losses.perceptual_weights is not None:
             self.perceptual = PerceptualDistance(config.losses.perceptual_weights)
         self._check_sizes()
-        settings = to_dict(config)
-        del settings["trainer"]
-        self.identity: dict[str, Any] = {"stage": settings, "data": data.fingerprint}
 
     def _check_sizes(self) -> None:
         size = self.data.config
@@ -163,6 +166,8 @@ class AutoencoderStage:
     def finish(self, model: nn.Module) -> None:
         """Measure each latent channel's mean and deviation, and fit the linear preview, on up to 256 clips."""
         assert isinstance(model, VideoVAE)
+        if self.config.decoder_of is not None:
+            return  # the latents are those of the stage before, and so is all that is known of them
         device = model.latent_mean.device
         means, colors = [], []
         for index in self._spread(256):

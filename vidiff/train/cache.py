@@ -1,4 +1,4 @@
-"""Latents and text states on disk, computed once for a given model and given data.
+"""Latents, frames and text states on disk, computed once for a given model and given data.
 
 The folder's name holds the fingerprints of all that decides its content, so a changed model or preprocessing never
 meets stale numbers. Parts are written whole, one by one: a killed run goes on where it stopped.
@@ -17,8 +17,7 @@ from torch import Tensor
 from vidiff.checkpoint import read_tensors, write_tensors
 from vidiff.data.clips import Clips
 from vidiff.files import atomic_path
-from vidiff.models.autoencoder import VideoVAE
-from vidiff.refinement import Refinement
+from vidiff.models.build import Autoencoder
 from vidiff.train.stream import encoded
 from vidiff.types import TextEmbedding, TextEncoder
 
@@ -26,21 +25,27 @@ _PART = 128  # clips or captions in one file
 
 
 def cached_latents(
-    root: Path, vae: VideoVAE, vae_hash: str, data: Clips, console: Console, guessed: Refinement | None = None
+    root: Path, autoencoder: Autoencoder, autoencoder_hash: str, data: Clips, console: Console
 ) -> list[Tensor]:
-    """Return the normalized latents of every clip, N of them, float16 (C, f, h, w), the posterior's means.
-
-    With ``guessed``, of the clip as that refinement's network is given it.
-    """
+    """Return the normalized latents of every clip, N of them, float16 (C, f, h, w)."""
 
     @torch.no_grad()
     def encode(indices: list[int]) -> dict[str, Tensor]:
-        # One clip at a time: equal bytes whatever the parts, and memory stays small.
-        return {f"{index:08d}": encoded(vae, data, index, guessed) for index in indices}
+        # One at a time: equal bytes whatever the parts, and memory stays small.
+        return {f"{index:08d}": encoded(autoencoder, data.clip(index)) for index in indices}
 
-    what = [] if guessed is None else [guessed.kind, str(guessed.factor)]
-    folder = root / f"latents-{_digest(vae_hash, data.fingerprint, *what)}"
+    folder = root / f"latents-{_digest(autoencoder_hash, data.fingerprint)}"
     parts = _parts(folder, len(data), encode, "encoding clips", console)
+    return [part[name] for part in parts for name in sorted(part)]
+
+
+def cached_clips(root: Path, data: Clips, console: Console) -> list[Tensor]:
+    """Return the frames of every clip, N of them, uint8 (F, H, W, 3), read or rendered once."""
+
+    def read(indices: list[int]) -> dict[str, Tensor]:
+        return {f"{index:08d}": data.clip(index).contiguous() for index in indices}
+
+    parts = _parts(root / f"clips-{_digest(data.fingerprint)}", len(data), read, "reading clips", console)
     return [part[name] for part in parts for name in sorted(part)]
 
 

@@ -1,13 +1,12 @@
 """Training a denoiser on cached latents: single frames, clips, or both."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidiff.config import to_dict
 from vidiff.data.clips import Clips, ClipsConfig
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
@@ -17,20 +16,17 @@ from vidiff.diffusion.training_times import StratifiedTimes, TrainingTimes
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
 from vidiff.errors import ConfigError
 from vidiff.model_folder import ModelConfig, SamplingConfig, check_refines
-from vidiff.models.autoencoder import VideoVAE
-from vidiff.models.build import BackboneConfig
+from vidiff.models.build import Autoencoder, BackboneConfig
 from vidiff.models.dit import DiTConfig
+from vidiff.models.pixels import PixelAutoencoderConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
-from vidiff.sampling.times import uniform_times
 from vidiff.train.autoencoder_stage import to_uint8
 from vidiff.train.cache import CachedText
-from vidiff.train.stream import StreamedLatents, StreamedText
+from vidiff.train.stream import Latents, StreamedText
 from vidiff.train.trainer import TrainerConfig
 from vidiff.types import Batch, Conditioning
-
-Latents = list[Tensor] | StreamedLatents
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class DenoiserStageConfig:
     kind: Literal["denoiser"] = "denoiser"
     name: str = "video"
     autoencoder: str = "vae"  # an earlier stage
+    pixels: PixelAutoencoderConfig | None = None  # denoise pixels, folded so, and no autoencoder's latents
     starts_from: str | None = None  # an earlier stage whose weights are the start
     backbone: BackboneConfig = field(default_factory=DiTConfig)
     schedule: Schedule = field(default_factory=CosineSchedule)
@@ -59,7 +56,7 @@ class DenoiserStageConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
         check_prediction(self.predicts, self.schedule)
-        check_refines(self.backbone, self.refines)
+        check_refines(self.backbone, self.refines, self.pixels)
 
 
 class DenoiserStage:
@@ -72,27 +69,22 @@ class DenoiserStage:
         data: Clips,
         latents: Latents,
         text: CachedText | StreamedText,
-        vae: VideoVAE,
-        low_res: Latents | None = None,
+        autoencoder: Autoencoder,
+        identity: dict[str, Any],
     ):
-        self.config, self.data, self.latents, self.text, self.vae = config, data, latents, text, vae
-        self.low_res = low_res
+        self.config, self.data, self.latents, self.text, self.autoencoder = config, data, latents, text, autoencoder
+        self.identity = identity
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.sampling: SamplingConfig = model_config.sampling
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed)
-            self.denoiser: Denoiser = model_config.denoiser(vae.latents)
+            self.denoiser: Denoiser = model_config.denoiser(autoencoder.latents)
         self.models: dict[str, nn.Module] = {"model": self.denoiser}
-        settings = to_dict(config)
-        del settings["trainer"]
-        self.identity: dict[str, Any] = {"stage": settings, "data": data.fingerprint}
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        latents, low_res = _stacked(self.latents, indices), None
-        if self.low_res is not None:
-            low_res = _stacked(self.low_res, indices)
-        first_frame = None
+        latents = self._stacked(indices)
+        low_res, first_frame = self._guess(latents), None
         if rng.random() < self.config.single_frames:
             first_frame = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
             latents = _frame_of(latents, first_frame)
@@ -106,6 +98,19 @@ class DenoiserStage:
             first_frame=first_frame,
             low_res=low_res,
         )
+
+    def _stacked(self, indices: list[int]) -> Tensor:
+        """Return latents, float32 (B, C, f, h, w)."""
+        return torch.stack([self.latents[index] for index in indices]).float()
+
+    @torch.no_grad()
+    def _guess(self, latents: Tensor) -> Tensor | None:
+        """Return the plain guess that super-resolution is given, of the shape of ``latents``, (B, C, f, h, w)."""
+        refines = self.config.refines
+        if refines is None:
+            return None
+        video = self.autoencoder.decode(latents)  # pixels: nothing was lost, and nothing has to be cached
+        return self.autoencoder.encode(refines.up(refines.down(video)))
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.latents is not None and batch.text is not None
@@ -133,27 +138,23 @@ class DenoiserStage:
         assert isinstance(model, Denoiser)
         count, device = min(2, self.size), next(model.parameters()).device
         captions = [self.text.first[i] for i in range(count)]
+        frames = 1 if self.config.single_frames == 1 else None
         first = torch.zeros(count, dtype=torch.int64, device=device)
-        low_res = low_res_t = None
-        if self.low_res is not None:  # without noise, to see the most that the stage can do
-            low_res = _stacked(self.low_res, list(range(count))).to(device)
-            low_res_t = torch.zeros(count, device=device)
+        latents = self._stacked(list(range(count)))
+        low_res, low_res_t = self._guess(latents), None
+        if low_res is not None:  # without noise, to see the most that the stage can do
+            low_res, low_res_t = low_res[:, :, :frames].to(device), torch.zeros(count, device=device)
         cond = Conditioning(self.text.embedding(captions).to(device), first, low_res, low_res_t)
         denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
-        shape = list(self.latents[0].shape)
-        if self.config.single_frames == 1:
-            shape[1] = 1
-        noise = SeededNoise(range(count)).randn(*shape).to(device)
-        latents = sample(denoise, self.config.schedule, self.sampling.solver, noise, uniform_times(12))
-        clips = to_uint8(self.vae.to(device).decode(latents)).cpu()
+        noise = SeededNoise(range(count)).randn(*latents[0, :, :frames].shape).to(device)
+        latents = sample(
+            denoise, self.config.schedule, self.sampling.solver, noise, replace(self.sampling, num_steps=12).times()
+        )
+        clips = to_uint8(self.autoencoder.decode(latents)).cpu()
         return {self.data.key(i): clips[i] for i in range(count)}
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do: statistics belong to the autoencoder."""
-
-
-def _stacked(latents: Latents, indices: list[int]) -> Tensor:
-    return torch.stack([latents[index] for index in indices]).float()
 
 
 def _frame_of(latents: Tensor, frames: Tensor) -> Tensor:

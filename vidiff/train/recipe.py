@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from vidiff.data.clips import Clips, ClipsConfig, open_clips
 from vidiff.data.dataset import DataConfig
 from vidiff.data.fates import write_skipped
 from vidiff.errors import ConfigError, did_you_mean
-from vidiff.files import run_lock, write_text
+from vidiff.files import run_lock, sha256_of, write_text
 from vidiff.model_folder import (
     AUTOENCODER,
     ModelConfig,
@@ -25,13 +26,16 @@ from vidiff.model_folder import (
     save_autoencoder,
 )
 from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.build import Autoencoder
+from vidiff.models.pixels import PixelAutoencoder
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig, build_text_encoder
 from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageConfig
-from vidiff.train.cache import cached_latents, cached_text
+from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
-from vidiff.train.stream import StreamedLatents, StreamedText
-from vidiff.train.trainer import train
+from vidiff.train.stream import Latents, StreamedLatents, StreamedText
+from vidiff.train.trainer import device, differences, train
 from vidiff.types import Size
+from vidiff.weights import WEIGHTS_NAME
 
 StageConfig = AutoencoderStageConfig | DenoiserStageConfig
 
@@ -55,16 +59,22 @@ class Recipe:
                 raise ConfigError(f"stage names must be unique words, got {stage.name!r}")
             if isinstance(stage, DenoiserStageConfig):
                 _check_uses(stage, earlier)
+                _check_sizes(stage, stage.data or self.data)
+            elif stage.decoder_of is not None:
+                _check_decoder(stage, earlier)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
-        shared = {stage.autoencoder for stage in denoisers}
+        shared = {stage.autoencoder for stage in denoisers if stage.pixels is None}
         if any(stage.refines for stage in denoisers) and len(shared) > 1:
-            raise ConfigError(f"stages of a cascade share one autoencoder, got {', '.join(sorted(shared))}")
+            raise ConfigError(
+                f"stages of a cascade that denoise latents share one autoencoder, got {', '.join(sorted(shared))}"
+            )
 
 
 def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> None:
     """Raise a ConfigError if ``stage`` names an earlier stage that is not there or of the wrong kind."""
-    for wanted, kind in ((stage.autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
+    autoencoder = stage.autoencoder if stage.pixels is None else None
+    for wanted, kind in ((autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
         if wanted is not None and (wanted not in earlier or earlier[wanted].kind != kind):
             hint = did_you_mean(wanted, list(earlier))
             raise ConfigError(f"stage {stage.name} needs an earlier {kind} stage {wanted!r}.{hint}")
@@ -72,6 +82,25 @@ def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> 
         isinstance(other, DenoiserStageConfig) and other.refines is None for other in earlier.values()
     ):
         raise ConfigError(f"stage {stage.name} refines clips that no earlier stage makes")
+
+
+def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig]) -> None:
+    """Raise a ConfigError if the stage whose decoder is to be trained on is not there or of another shape."""
+    before = earlier.get(stage.decoder_of or "")
+    if not isinstance(before, AutoencoderStageConfig):
+        hint = did_you_mean(stage.decoder_of or "", list(earlier))
+        raise ConfigError(f"stage {stage.name} needs an earlier autoencoder stage {stage.decoder_of!r}.{hint}")
+    if before.autoencoder != stage.autoencoder:
+        raise ConfigError(f"stage {stage.name}: autoencoder must be that of {before.name}, whose decoder it trains on")
+
+
+def _check_sizes(stage: DenoiserStageConfig, data: ClipsConfig) -> None:
+    """Raise a ConfigError if the clips of a super-resolution stage are not what it can make."""
+    if stage.refines is not None:
+        try:
+            stage.refines.before(Size(data.frames, data.height, data.width, data.fps or 1.0))
+        except ConfigError as error:
+            raise ConfigError(f"{stage.name}: {error}") from error
 
 
 def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -84,28 +113,49 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
     with run_lock(run_dir):
         write_text(run_dir / "config.yaml", config.dump(recipe))
         for stage in recipe.stages:
-            export = run_dir / stage.name / "export"
-            if _finished(export, stage):
-                console.print(f"{stage.name}: finished before", highlight=False)
-                continue
             settings = stage.data or recipe.data
             if settings not in opened:
-                opened[settings] = _opened(settings, run_dir, console)
+                opened[settings] = _opened(settings, run_dir, "" if stage.data is None else f"-{stage.name}", console)
+            identity = _identity(stage, recipe, opened[settings], run_dir)
+            record = {"identity": identity, "trainer": config.to_dict(stage.trainer)}
+            done = run_dir / stage.name / "export" / "stage.json"  # written last: a killed export does not count
+            if done.is_file() and not any(differences(json.loads(done.read_text()), record)):
+                console.print(f"{stage.name}: finished before", highlight=False)
+                continue
             match stage:
                 case AutoencoderStageConfig():
-                    _train_autoencoder(stage, opened[settings], run_dir, console)
+                    _train_autoencoder(stage, opened[settings], run_dir, console, identity)
                 case DenoiserStageConfig():
-                    _train_denoiser(stage, recipe, opened[settings], run_dir, console)
-            write_text(export / "stage.yaml", config.dump(stage))
+                    _train_denoiser(stage, recipe, opened[settings], run_dir, console, identity)
+            write_text(done, json.dumps(record, indent=1))
         return _assembled(recipe, run_dir, dtype)
 
 
-def _opened(settings: ClipsConfig, run_dir: Path, console: Console) -> Clips:
+def _identity(stage: StageConfig, recipe: Recipe, data: Clips, run_dir: Path) -> dict[str, Any]:
+    """Return all that decides what ``stage`` learns: checkpoints and exports of anything else are of no use to it."""
+    settings = config.to_dict(stage)
+    del settings["trainer"]
+    identity: dict[str, Any] = {"stage": settings, "data": data.fingerprint}
+    if isinstance(stage, DenoiserStageConfig):
+        del settings["sampling"]  # may be chosen when all is trained, as may this noise
+        if stage.refines is not None:
+            del settings["refines"]["noise"]
+        identity["text"] = config.to_dict(recipe.text)
+        uses = (stage.autoencoder if stage.pixels is None else None, stage.starts_from)
+    else:
+        uses = (stage.decoder_of, None)
+    for name in uses:
+        if name is not None:
+            identity[f"weights of {name}"] = sha256_of(run_dir / name / "export" / WEIGHTS_NAME)
+    return identity
+
+
+def _opened(settings: ClipsConfig, run_dir: Path, suffix: str, console: Console) -> Clips:
     """Open the data and say, on the console and in the run folder, what became of every clip."""
     with console.status("reading clips") as status:
         data = open_clips(settings, lambda done: status.update(f"reading clips: {done}") if done % 50 == 0 else None)
-    write_skipped(data.fates, run_dir / "skipped.jsonl")
-    write_text(run_dir / "data.json", json.dumps(data.fates.to_dict(), indent=1))
+    write_skipped(data.fates, run_dir / f"skipped{suffix}.jsonl")
+    write_text(run_dir / f"data{suffix}.json", json.dumps(data.fates.to_dict(), indent=1))
     console.print(f"{_source(settings)}\n{data.fates.table()}", soft_wrap=True, highlight=False, markup=False)
     return data
 
@@ -114,14 +164,11 @@ def _source(settings: ClipsConfig) -> str:
     return str(settings.path) if isinstance(settings, DataConfig) else f"toy world, seed {settings.seed}"
 
 
-def _finished(export: Path, stage: StageConfig) -> bool:
-    """Return whether a stage's export is that of this very config; written last, so a killed export does not count."""
-    done = export / "stage.yaml"
-    return done.is_file() and done.read_text() == config.dump(stage)
-
-
-def _train_autoencoder(config: AutoencoderStageConfig, data: Clips, run_dir: Path, console: Console) -> None:
-    stage = AutoencoderStage(config, data)
+def _train_autoencoder(
+    config: AutoencoderStageConfig, data: Clips, run_dir: Path, console: Console, identity: dict[str, Any]
+) -> None:
+    trained = None if config.decoder_of is None else load_autoencoder(run_dir / config.decoder_of / "export")
+    stage = AutoencoderStage(config, data, identity, trained)
     ema = train(stage, config.trainer, run_dir / config.name, console)
     stage.finish(ema.shadow)
     assert isinstance(ema.shadow, VideoVAE)
@@ -129,35 +176,45 @@ def _train_autoencoder(config: AutoencoderStageConfig, data: Clips, run_dir: Pat
 
 
 def _train_denoiser(
-    stage_config: DenoiserStageConfig, recipe: Recipe, data: Clips, run_dir: Path, console: Console
+    stage_config: DenoiserStageConfig,
+    recipe: Recipe,
+    data: Clips,
+    run_dir: Path,
+    console: Console,
+    identity: dict[str, Any],
 ) -> None:
-    vae_folder = run_dir / stage_config.autoencoder / "export"
-    vae = load_autoencoder(vae_folder)
-    encoder = build_text_encoder(recipe.text)
+    # Put where training will run once and for all: previews and streamed batches use it from two threads.
+    autoencoder = _autoencoder(stage_config, run_dir).to(device())
+    encoder = build_text_encoder(recipe.text, device())
     model_config = _model_config(stage_config, recipe, encoder.dim, data)
-    refines, low_res = stage_config.refines, None
+    cache = run_dir / "cache"
+    latents: Latents
     if stage_config.stream:
-        stage = DenoiserStage(
-            stage_config,
-            model_config,
-            data,
-            StreamedLatents(vae, data),
-            StreamedText(encoder, data),
-            vae,
-            None if refines is None else StreamedLatents(vae, data, refines),
-        )
+        latents = StreamedLatents(autoencoder, data.clip)
+    elif stage_config.pixels is not None:  # folding costs nothing; reading or rendering does
+        latents = StreamedLatents(autoencoder, cached_clips(cache, data, console).__getitem__)
     else:
-        cache, vae_hash = run_dir / "cache", model_hash(vae_folder)
-        latents = cached_latents(cache, vae, vae_hash, data, console)
-        if refines is not None:
-            low_res = cached_latents(cache, vae, vae_hash, data, console, refines)
-        text = cached_text(cache, encoder, encoder.fingerprint, data, console)
-        stage = DenoiserStage(stage_config, model_config, data, latents, text, vae, low_res)
+        folder = run_dir / stage_config.autoencoder / "export"
+        latents = cached_latents(cache, autoencoder, model_hash(folder), data, console)
+    text = (
+        StreamedText(encoder, data)
+        if stage_config.stream
+        else cached_text(cache, encoder, encoder.fingerprint, data, console)
+    )
+    stage = DenoiserStage(stage_config, model_config, data, latents, text, autoencoder, identity)
     if stage_config.starts_from is not None:
-        start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, vae.latents)
+        start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, autoencoder.latents)
         stage.denoiser.load_state_dict(start.state_dict())
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+
+
+def _autoencoder(stage: DenoiserStageConfig, run_dir: Path) -> Autoencoder:
+    return (
+        load_autoencoder(run_dir / stage.autoencoder / "export")
+        if stage.pixels is None
+        else PixelAutoencoder(stage.pixels)
+    )
 
 
 def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, data: Clips) -> ModelConfig:
@@ -172,6 +229,7 @@ def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, dat
         sampling=stage.sampling or recipe.sampling,
         size=Size(size.frames, size.height, size.width, size.fps or data.fps),
         frames=(1 if stage.single_frames or stage.starts_from else size.frames, size.frames),
+        pixels=stage.pixels,
         refines=stage.refines,
     )
 
@@ -182,15 +240,25 @@ def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
     bases = [stage for stage in denoisers if stage.refines is None]
     if not bases:
         return run_dir / recipe.stages[-1].name / "export"
-    base, refiners = bases[-1], [stage for stage in denoisers if stage.refines is not None]
+    base = bases[-1]
+    starts = {stage.starts_from for stage in denoisers}
+    refiners = [stage for stage in denoisers if stage.refines is not None and stage.name not in starts]
     folder = run_dir / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    vae = load_autoencoder(run_dir / base.autoencoder / "export")
-    save_autoencoder(folder / AUTOENCODER, vae, dtype)
+    for stage in (base, *refiners):
+        if stage.pixels is None and not (folder / AUTOENCODER).exists():
+            decoders = [stage.autoencoder]  # and what was trained on from there, newest last
+            decoders += [
+                other.name
+                for other in recipe.stages
+                if isinstance(other, AutoencoderStageConfig) and other.decoder_of in decoders
+            ]
+            save_autoencoder(folder / AUTOENCODER, load_autoencoder(run_dir / decoders[-1] / "export"), dtype)
     for stage, target in ((base, folder), *((stage, folder / stage.name) for stage in refiners)):
         export = run_dir / stage.name / "export"
-        settings: ModelConfig = read_config(ModelConfig, export)
-        weights = load_denoiser(export, settings, vae.latents).state_dict()
+        trained: ModelConfig = read_config(ModelConfig, export)
+        weights = load_denoiser(export, trained, _autoencoder(stage, run_dir).latents).state_dict()
+        settings = replace(trained, sampling=stage.sampling or recipe.sampling, refines=stage.refines)
         if stage is base:
             settings = replace(settings, stages=tuple(refiner.name for refiner in refiners))
         save_model(target, config.to_dict(settings), weights, dtype=dtype)

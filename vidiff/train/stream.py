@@ -1,24 +1,34 @@
 """Latents and text states made when they are asked for: for data without end, and for GPUs that wait for no disk."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from vidiff.data.clips import Clips
-from vidiff.models.autoencoder import VideoVAE
-from vidiff.refinement import Refinement
+from vidiff.models.build import Autoencoder
 from vidiff.train.autoencoder_stage import to_video
 from vidiff.types import TextEmbedding, TextEncoder
 
 
-class StreamedLatents:
-    """What `cached_latents` returns, encoded anew at every look."""
+class Latents(Protocol):
+    """Normalized latents of clips by index."""
 
-    def __init__(self, vae: VideoVAE, data: Clips, guessed: Refinement | None = None):
-        self.vae, self.data, self.guessed = vae, data, guessed
+    def __getitem__(self, index: int) -> Tensor:
+        """Return those of one clip, float16 (C, f, h, w)."""
+        ...
+
+
+class StreamedLatents:
+    """What `cached_latents` returns, encoded anew at every look at what ``clip`` returns, uint8 (F, H, W, 3)."""
+
+    def __init__(self, autoencoder: Autoencoder, clip: Callable[[int], Tensor]):
+        self.autoencoder, self.clip = autoencoder, clip
 
     @torch.no_grad()
     def __getitem__(self, index: int) -> Tensor:
-        return encoded(self.vae, self.data, index, self.guessed)
+        return encoded(self.autoencoder, self.clip(index))
 
 
 class StreamedText:
@@ -38,11 +48,7 @@ class StreamedText:
         return self.encoder.encode([self.caption(number) for number in captions]).to("cpu")
 
 
-def encoded(vae: VideoVAE, data: Clips, index: int, guessed: Refinement | None) -> Tensor:
-    """Return the normalized latents of a clip, float16 (C, f, h, w), the posterior's mean, on the CPU.
-
-    With ``guessed``, of the clip as that refinement's network is given it.
-    """
-    video = to_video(data.clip(index)[None]).to(vae.latent_mean.device)
-    video = video if guessed is None else guessed.up(guessed.down(video))
-    return vae.encode(video)[0].half().cpu()
+def encoded(autoencoder: Autoencoder, clip: Tensor) -> Tensor:
+    """Return the latents of a clip, uint8 (F, H, W, 3): the posterior's means, float16 (C, f, h, w) on the CPU."""
+    video = to_video(clip[None]).to(next(autoencoder.buffers()).device)
+    return autoencoder.encode(video)[0].half().cpu()

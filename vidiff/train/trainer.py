@@ -210,15 +210,15 @@ class _Run:
 
     def _agree(self, found: checkpoint.Checkpoint) -> None:
         """Refuse a checkpoint of another model or other data; say which settings of the trainer changed."""
-        differing = list(_differences(found.meta["identity"], _plain(self.stage.identity)))
+        differing = list(differences(found.meta["identity"], self.stage.identity))
         if differing:
             raise CheckpointError(
                 f"{found.path}: does not fit this run: {'; '.join(differing)}. "
                 "Use another run folder, or the config it was trained with"
             )
-        now = _plain(self._meta())
+        now = self._meta()
         for key in ("trainer", "threads", "processes"):
-            for line in _differences({key: found.meta[key]}, {key: now[key]}):
+            for line in differences({key: found.meta[key]}, {key: now[key]}):
                 self.log.note(f"{self.stage.name}: since step {found.step} changed: {line}")
 
 
@@ -236,13 +236,23 @@ def _prefetched(loader: ThreadPoolExecutor, run: _Run) -> Iterator[tuple[int, li
         yield step, batch
 
 
+def device() -> torch.device:
+    """Return where `train` puts what it trains, in this process."""
+    from accelerate import PartialState
+
+    found: torch.device = PartialState().device
+    return found
+
+
 def _accelerator(config: TrainerConfig) -> "Accelerator":
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     # The state is one a process and keeps the first precision it was given; stages may differ in theirs.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=config.mixed_precision)
+    # Single frames leave layers along time without a gradient.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel])
 
 
 def _seed(*parts: int) -> int:
@@ -278,6 +288,14 @@ def _load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         raise CheckpointError(f"{path}: does not fit the model: {str(error).splitlines()[-1].strip()}") from error
 
 
+def differences(saved: Any, now: Any) -> Iterator[str]:
+    """Yield what differs between settings read from JSON and those of now, one "place was ..., now ..." each.
+
+    A setting that is missing equals None, so that new ones may be added to stages that were trained without.
+    """
+    yield from _differences(saved, _plain(now), "")
+
+
 def _plain(value: Any) -> Any:
     """Return ``value`` as JSON gives it back, so that a tuple equals the list it was saved as."""
     if isinstance(value, dict):
@@ -285,7 +303,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _differences(saved: Any, now: Any, place: str = "") -> Iterator[str]:
+def _differences(saved: Any, now: Any, place: str) -> Iterator[str]:
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
             yield from _differences(saved.get(key), now.get(key), f"{place}.{key}" if place else key)
