@@ -240,3 +240,16 @@ def test_the_input_skip_multiplies_each_number_by_a_gain_of_the_time():
     patches = gain.unflatten(3, (2, 2)).unflatten(5, (2, 2))  # equal gains at equal places of every patch
     torch.testing.assert_close(patches, patches[:, :, :1, :1, :, :1].expand_as(patches), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(gain[0], gain[1])
+
+
+@pytest.mark.parametrize("skip_text", [False, True])
+def test_the_gain_follows_from_the_text_only_if_asked(skip_text):
+    """Else guidance, which amplifies what differs with and without text, would amplify noise."""
+    model = dit(replace(SMALL, input_skip=True, pooled_text=True, skip_text=skip_text))
+    torch.nn.init.zeros_(model.out.weight)
+    torch.nn.init.zeros_(model.out.bias)
+    torch.nn.init.normal_(model.skip_gain.weight)
+    torch.nn.init.normal_(model.pooled_projection.linear_2.weight)
+    x, t, cond = torch.randn(1, 3, 2, 4, 4), torch.tensor([0.5]), condition(1)
+    other = replace(cond, text=replace(cond.text, tokens=cond.text.tokens + 1))
+    assert torch.equal(model(x, t, cond), model(x, t, other)) is not skip_text

@@ -39,6 +39,7 @@ class DiTConfig:
     mask_text: bool = True  # hide padded text tokens from cross-attention; Wan shows them
     pooled_text: bool = False  # the mean of the text's states joins t in modulating every block; Wan's does not
     input_skip: bool = False  # the output gets the input back, each number times a gain that follows from t
+    skip_text: bool = False  # and from the pooled text, as in the bundled sprites; guidance then amplifies noise
     norm_eps: float = 1e-6
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
 
@@ -214,7 +215,7 @@ class SpaceTimeDiT(nn.Module):
         tokens = self.patch_embedding(patches.to(weight.dtype)).to(weight.dtype)  # the residual stream's type
         if self.config.positions == "rope+absolute":
             tokens = tokens + absolute_embedding(positions, self.config.dim).to(tokens.dtype)
-        emb = self.time_embedding(t)
+        emb = noise_emb = self.time_embedding(t)
         if self.pooled_projection is not None:
             emb = emb + self.pooled_projection(pooled_text(cond.text)).to(emb.dtype)
         context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
@@ -228,7 +229,7 @@ class SpaceTimeDiT(nn.Module):
         y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.norm_eps)
         output = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)
         if self.skip_gain is not None:
-            output = output + self._gained(patches, emb)
+            output = output + self._gained(patches, emb if self.config.skip_text else noise_emb)
         f, h, w = sizes
         pattern = "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)"
         return rearrange(output, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)

@@ -222,12 +222,13 @@ class UNet3D(nn.Module):
         if cond.low_res is not None and (cond.low_res.shape != x.shape or cond.low_res_t is None):
             raise ConfigError(f"low_res must be of the shape of x, {tuple(x.shape)}, and come with low_res_t")
         inputs = x if cond.low_res is None else torch.cat([x, cond.low_res.to(x)], dim=1)
-        context = self._context(x.shape[2], t, cond)
+        noise_emb = self._noise_embedding(t, cond)
+        context = self._context(x.shape[2], noise_emb, cond)
         frames = inputs.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         y = self.conv_out(F.silu(self.norm_out(self._hourglass(self.conv_in(frames), context)))).to(x.dtype)
         if self.skip_gain is not None:
             with torch.autocast(x.device.type, enabled=False):
-                gains = self.skip_gain(F.silu(context.emb))[..., None, None]
+                gains = self.skip_gain(F.silu(noise_emb)).repeat_interleave(x.shape[2], dim=0)[..., None, None]
             y = y + sum((frames * gains.to(x.dtype)).split(x.shape[1], dim=1))
         return y.unflatten(0, (-1, context.frames)).transpose(1, 2)
 
@@ -255,10 +256,13 @@ class UNet3D(nn.Module):
             return result
         return block(y, context)
 
-    def _context(self, frames: int, t: Tensor, cond: Conditioning) -> Context:
-        emb = self.time_embedding(t)
+    def _noise_embedding(self, t: Tensor, cond: Conditioning) -> Tensor:
+        emb: Tensor = self.time_embedding(t)
         if self.low_res_embedding is not None and cond.low_res_t is not None:
             emb = emb + self.low_res_embedding(cond.low_res_t)
+        return emb
+
+    def _context(self, frames: int, emb: Tensor, cond: Conditioning) -> Context:
         if self.pooled_projection is not None:
             emb = emb + self.pooled_projection(pooled_text(cond.text)).to(emb.dtype)
         text = self.text_projection(cond.text.tokens)
