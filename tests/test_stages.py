@@ -19,7 +19,7 @@ from vidiff.model_folder import ModelConfig, SamplingConfig, load_autoencoder, s
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.discriminator import DiscriminatorConfig
 from vidiff.models.dit import DiTConfig
-from vidiff.models.perceptual import _DIMS, _STAGES, PerceptualDistance
+from vidiff.models.perceptual import DIMS, STAGES, PerceptualDistance
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import SpatialSR, TemporalSR
@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 def vgg(tmp_path_factory):
     """Random weights in the published shape."""
     generator, tensors, dim_in = torch.Generator().manual_seed(0), {}, 3
-    for layers, dim in zip(_STAGES, _DIMS, strict=True):
+    for layers, dim in zip(STAGES, DIMS, strict=True):
         for layer in layers:
             tensors[f"features.{layer}.weight"] = torch.randn(dim, dim_in, 3, 3, generator=generator) / (
                 3 * dim_in**0.5

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from vidiff.checkpoint import load_weights
 
 # Convolutions before each pooling of VGG-16 (Simonyan & Zisserman, 2015), with torchvision's layer numbers.
-_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_DIMS = (64, 128, 256, 512, 512)
+STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+DIMS = (64, 128, 256, 512, 512)
 
 
 class PerceptualDistance(nn.Module):
@@ -26,7 +26,7 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.features = nn.ModuleDict()
         dim_in = 3
-        for layers, dim in zip(_STAGES, _DIMS, strict=True):
+        for layers, dim in zip(STAGES, DIMS, strict=True):
             for layer in layers:
                 self.features[str(layer)] = nn.Conv2d(dim_in, dim, 3, padding=1)
                 dim_in = dim
@@ -43,7 +43,7 @@ class PerceptualDistance(nn.Module):
         x = torch.cat([rearrange(v, "b c f h w -> (b f) c h w") for v in (a, b)])
         x = ((x + 1) / 2 - self.mean) / self.std
         total = x.new_zeros(())
-        for number, layers in enumerate(_STAGES):
+        for number, layers in enumerate(STAGES):
             if number:
                 if min(x.shape[-2:]) < 2:
                     break
