@@ -9,19 +9,24 @@ written as mp4 and judged from there.
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
+from vidiff.data.toyworld.attributes import Scene
 from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import render
 from vidiff.data.video_io import read_clip
 from vidiff.generation import final_size
-from vidiff.metrics.toyworld_oracle import accuracy, judge
+from vidiff.metrics.toyworld_oracle import Verdict, accuracy, judge
 from vidiff.models.perceptual import DIMS, STAGES, PerceptualDistance
 from vidiff.pipeline import Pipeline, find_model, load
 from vidiff.weights import write_tensors
@@ -39,14 +44,22 @@ def followed(model: str, out: Path, count: int, heldout: bool, options: list[str
     command = ["generate", "--from-file", out / "prompts.jsonl", "-o", out, "--model", model, "--batch", "8"]
     command += ["--stages", "base", "--upscale", "1", *options]
     subprocess.run([sys.executable, "-m", "vidiff", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    verdicts = []
-    for row, scene, caption in zip(rows, scenes, captions, strict=True):
-        clip = read_clip(out / f"{row['id']}.mp4")
-        verdicts.append(judge(clip.frames, clip.fps, scene, caption.stated))
+    asked = [
+        (out / f"{row['id']}.mp4", scene, caption.stated)
+        for row, scene, caption in zip(rows, scenes, captions, strict=True)
+    ]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
+        verdicts = list(track(pool.imap(_judged, asked), f"judging {out.name}", len(asked), Console(stderr=True)))
     found = accuracy(verdicts)
     goes = ("left", "right", "toward", "away")
     moves = [v.followed["motion.0"] for v, s in zip(verdicts, scenes, strict=True) if s.objects[0].motion in goes]
     return found | {"direction": float(np.mean(moves)), "directions": len(moves)}
+
+
+def _judged(asked: tuple[Path, Scene, dict[str, str]]) -> Verdict:
+    path, scene, stated = asked
+    clip = read_clip(path)
+    return judge(clip.frames, clip.fps, scene, stated)
 
 
 @torch.no_grad()
