@@ -4,6 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidiff.errors import ConfigError
+
+
+def check_head_width(dim: int, num_heads: int) -> None:
+    """Raise ConfigError unless each of ``num_heads`` heads gets an even share of ``dim``, for rotary positions."""
+    if dim % (2 * num_heads):
+        nearest = max(1, round(dim / (2 * num_heads))) * 2 * num_heads
+        raise ConfigError(
+            f"dim must be a multiple of 2 * num_heads ({2 * num_heads}), so that each head has an even width "
+            f"for rotary positions; got {dim}, try {nearest}"
+        )
+
 
 class QueryKeyNorm(nn.Module):
     """Divide each token by its root mean square over the whole width (Zhang & Sennrich, 2019)."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidiff.errors import ConfigError
-from vidiff.models.attention import Attention
+from vidiff.models.attention import Attention, check_head_width
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
 from vidiff.types import Conditioning, pooled_text
 
@@ -51,12 +51,7 @@ class DiTConfig:
             raise ConfigError(f"patch_size must be at least 1 along each axis, got {self.patch_size}")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ConfigError(f"ffn_dim must be at least 1, or null for 4 * dim, got {self.ffn_dim}")
-        if self.dim % (2 * self.num_heads):
-            nearest = max(1, round(self.dim / (2 * self.num_heads))) * 2 * self.num_heads
-            raise ConfigError(
-                f"dim must be a multiple of 2 * num_heads ({2 * self.num_heads}), so that each head has an even width "
-                f"for rotary positions; got {self.dim}, try {nearest}"
-            )
+        check_head_width(self.dim, self.num_heads)
 
     @property
     def head_dim(self) -> int:

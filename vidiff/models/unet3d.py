@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidiff.errors import ConfigError
-from vidiff.models.attention import Attention
+from vidiff.models.attention import Attention, check_head_width
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, rotary_table, token_positions
 from vidiff.types import Conditioning, pooled_text
 
@@ -49,12 +49,7 @@ class UNet3DConfig:
         for name, levels in (("attention", self.attention), ("cross_attention", self.cross_attention)):
             if any(not 0 <= level < len(self.dim_mult) for level in levels):
                 raise ConfigError(f"{name} names levels 0 to {len(self.dim_mult) - 1}, got {levels}")
-        if self.dim % (2 * self.num_heads):
-            nearest = max(1, round(self.dim / (2 * self.num_heads))) * 2 * self.num_heads
-            raise ConfigError(
-                f"dim must be a multiple of 2 * num_heads ({2 * self.num_heads}), so that each head has an even width "
-                f"for rotary positions; got {self.dim}, try {nearest}"
-            )
+        check_head_width(self.dim, self.num_heads)
 
     @property
     def emb_dim(self) -> int:
