@@ -14,6 +14,8 @@ from vidiff.generation import Job
 
 _MAX_PROMPT = 2_000
 _MAX_PROMPTS = 100_000
+# Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
+_DECISIVE = ("prompt", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -67,21 +69,19 @@ def plan(
     return [Job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative or "") for i in range(num)]
 
 
-def is_finished(job: Job, recipe: dict[str, Any] | None = None) -> bool:
-    """Return whether the file is there already and says that it shows this prompt at this seed.
+def is_finished(job: Job, recipe: dict[str, Any]) -> bool:
+    """Return whether the file is there already and was made by the same model with the same settings.
 
     Args:
         job: what is to be made.
-        recipe: what `vidiff.generation.recipe_of` says of the job: the file must be of these stages and sizes too.
+        recipe: what `vidiff.generation.recipe_of` says of the job.
     """
     if not job.output.exists():
         return False
     from vidiff.data.metadata import read_metadata
 
-    wanted = {"prompt": job.prompt, "seed": job.seed}
-    wanted |= {key: recipe[key] for key in ("size", "stages", "upscale")} if recipe is not None else {}
     found = {"stages": []} | (read_metadata(job.output) or {})  # recipes older than the cascade do not name stages
-    return all(found.get(key) == value for key, value in wanted.items())
+    return all(found.get(key) == value for key, value in json.loads(json.dumps(recipe)).items() if key in _DECISIVE)
 
 
 def check_writable(path: Path) -> None:

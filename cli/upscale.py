@@ -74,7 +74,8 @@ def upscale(
             dtype=precision,
             progress=lambda stage: sampling_progress(pipeline, stage, False),
         )
-        write_video(target, made.numpy(), rate, metadata={"upscaled": clip.name, "prompt": prompt, "seed": seed})
+        made_of = {"upscaled": clip.name, "prompt": prompt, "seed": seed, "noise": noise, "dtype": dtype}
+        write_video(target, made.numpy(), rate, metadata=made_of | {"model": model, "model_hash": pipeline.hash})
         seconds = time.monotonic() - started
         found = {"path": str(target), "frames": len(made), "height": height, "width": width, "fps": rate}
         result(found | {"seconds": round(seconds, 3)}, f"{target}  {seconds:.1f} s  seed {seed}", as_json=json)

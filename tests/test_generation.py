@@ -137,13 +137,16 @@ def test_runs_from_before_the_cascade_are_decoded_again(pipeline, tmp_path):
     assert read_clip(tmp_path / "b.mp4").fps == pytest.approx(12)
 
 
-def test_a_clip_is_finished_if_it_is_of_the_same_stages_and_sizes(pipeline, tmp_path):
+def test_a_clip_is_finished_if_the_same_model_made_it_with_the_same_settings(pipeline, tmp_path):
     job, settings = Job("orc", 5, tmp_path / "a.gif"), settings_of(pipeline, format="gif")
     wanted = recipe_of(pipeline, job, settings)
     assert not is_finished(job, wanted)
     (made,) = generate(pipeline, [job], settings)
-    assert is_finished(job, wanted) and is_finished(job)
-    for other in ({"stages": ["temporal_sr"]}, {"size": wanted["size"] | {"frames": 5}}, {"upscale": 2}):
+    assert is_finished(job, wanted)
+    assert is_finished(job, wanted | {"threads": 64, "torch": "9.9"})
+    others = [{"stages": ["temporal_sr"]}, {"size": wanted["size"] | {"frames": 5}}, {"upscale": 2}, {"negative": "x"}]
+    others += [{"model_hash": "another"}, {"sampling": wanted["sampling"] | {"num_steps": 7}}]
+    for other in others:
         assert not is_finished(job, wanted | other)
     older = {key: value for key, value in wanted.items() if key != "stages"}
     write_video(job.output, made.frames, 12, metadata=older)
