@@ -17,7 +17,7 @@ from rich.console import Console
 from vidiff import config
 from vidiff.checkpoint import model_hash
 from vidiff.data.clips import open_clips
-from vidiff.data.toyworld.dataset import ToyWorldConfig
+from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
 from vidiff.data.video_io import inspect
 from vidiff.data.video_write import write_video
 from vidiff.errors import CheckpointError, ConfigError
@@ -25,6 +25,7 @@ from vidiff.generation import final_size, resolve_size, stage_count
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.pipeline import load
+from vidiff.train import cache
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.recipe import Recipe, run
 from vidiff.train.stream import StreamedLatents, StreamedText
@@ -285,6 +286,17 @@ def test_noise_beyond_that_of_training_is_refused(pipeline):
         refiner.refine(clip, text, text, [0], refiner.config.sampling, noise=0.5)
     with pytest.raises(ConfigError, match="height"):
         refiner.refine(clip[:, :, :7], text, text, [0], refiner.config.sampling)
+
+
+def test_clips_read_by_several_processes_are_those_that_one_reads(monkeypatch):
+    data = ToyWorld(ToyWorldConfig(clips=6, frames=3, height=8, width=8))
+    indices = [5, 0, 3, 3]
+    alone = list(cache.read_clips(data, indices))
+    monkeypatch.setattr(cache, "_FEW", 2)
+    together = list(cache.read_clips(data, indices))
+    assert len(together) == len(indices)
+    for clip, other, index in zip(together, alone, indices, strict=True):
+        assert torch.equal(clip, other) and torch.equal(clip, data.clip(index))
 
 
 def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path):

@@ -18,7 +18,8 @@ def test_clips_repeat_themselves_and_belong_to_their_captions():
     assert len(first) == 6 and first.fates.used == 6 and first.fps == 12 and first.groups() is None
     for index in range(3):
         assert torch.equal(first.clip(index), second.clip(index))
-        assert first.captions(index) == [draw_captions(draw_scene(0, index), 0, index)[0].text]
+        captions = draw_captions(draw_scene(0, index), 0, index, 4)
+        assert first.captions(index) == [caption.text for caption in captions]
     assert first.clip(0).shape == (3, 16, 16, 3) and first.clip(0).dtype == torch.uint8
 
 

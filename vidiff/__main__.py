@@ -2,4 +2,5 @@
 
 from vidiff.cli.main import main
 
-main()
+if __name__ == "__main__":  # and not in the processes that read clips, which load this file again
+    main()

@@ -5,14 +5,17 @@ meets stale numbers. Parts are written whole, one by one: a killed run goes on w
 """
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vidiff.checkpoint import read_tensors, write_tensors
 from vidiff.data.clips import Clips
@@ -22,6 +25,9 @@ from vidiff.train.stream import encoded
 from vidiff.types import TextEmbedding, TextEncoder
 
 _PART = 128  # clips or captions in one file
+_FEW = 256  # clips that one process has read before others have started
+
+Spans = list[list[int]]  # indices of clips or captions, those of one file together
 
 
 def cached_latents(
@@ -29,10 +35,11 @@ def cached_latents(
 ) -> list[Tensor]:
     """Return the normalized latents of every clip, N of them, float16 (C, f, h, w)."""
 
-    @torch.no_grad()
-    def encode(indices: list[int]) -> dict[str, Tensor]:
-        # One at a time: equal bytes whatever the parts, and memory stays small.
-        return {f"{index:08d}": encoded(autoencoder, data.clip(index)) for index in indices}
+    def encode(spans: Spans) -> Iterator[dict[str, Tensor]]:
+        clips = read_clips(data, list(chain(*spans)))
+        for span in spans:
+            # One at a time: equal bytes whatever the parts, and memory stays small.
+            yield {f"{index:08d}": encoded(autoencoder, next(clips)) for index in span}
 
     folder = root / f"latents-{_digest(autoencoder_hash, data.fingerprint)}"
     parts = _parts(folder, len(data), encode, "encoding clips", console)
@@ -42,11 +49,36 @@ def cached_latents(
 def cached_clips(root: Path, data: Clips, console: Console) -> list[Tensor]:
     """Return the frames of every clip, N of them, uint8 (F, H, W, 3), read or rendered once."""
 
-    def read(indices: list[int]) -> dict[str, Tensor]:
-        return {f"{index:08d}": data.clip(index).contiguous() for index in indices}
+    def read(spans: Spans) -> Iterator[dict[str, Tensor]]:
+        clips = read_clips(data, list(chain(*spans)))
+        for span in spans:
+            yield {f"{index:08d}": next(clips).contiguous() for index in span}
 
     parts = _parts(root / f"clips-{_digest(data.fingerprint)}", len(data), read, "reading clips", console)
     return [part[name] for part in parts for name in sorted(part)]
+
+
+def read_clips(data: Clips, indices: list[int]) -> Iterator[Tensor]:
+    """Yield the clips of ``indices``, uint8 (F, H, W, 3), in that order, read ahead by a process on every core."""
+    workers = os.cpu_count() or 1
+    loader = DataLoader(
+        _ByIndex(data),
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers if len(indices) > _FEW and workers > 1 else 0,
+        # Forked processes would inherit the locks of this one's compute threads.
+        multiprocessing_context="spawn" if len(indices) > _FEW and workers > 1 else None,
+    )
+    for clip in loader:
+        yield clip.clone()  # what a process sends lies in shared memory, of which there may be little
+
+
+class _ByIndex(Dataset[Tensor]):
+    def __init__(self, data: Clips):
+        self.data = data
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.data.clip(index)
 
 
 @dataclass(frozen=True)
@@ -76,10 +108,11 @@ def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Clips
     captions = [caption for one in by_clip for caption in one]
 
     @torch.no_grad()
-    def encode(indices: list[int]) -> dict[str, Tensor]:
-        embedding = encoder.encode([captions[index] for index in indices])
-        mask = embedding.mask.cpu()
-        return {"tokens": embedding.tokens.cpu()[mask].half(), "lengths": mask.sum(1)}
+    def encode(spans: Spans) -> Iterator[dict[str, Tensor]]:
+        for span in spans:
+            embedding = encoder.encode([captions[index] for index in span])
+            mask = embedding.mask.cpu()
+            yield {"tokens": embedding.tokens.cpu()[mask].half(), "lengths": mask.sum(1)}
 
     folder = root / f"text-{_digest(encoder_hash, data.fingerprint)}"
     parts = _parts(folder, len(captions), encode, "encoding captions", console)
@@ -90,16 +123,19 @@ def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Clips
 
 
 def _parts(
-    folder: Path, count: int, compute: Callable[[list[int]], dict[str, Tensor]], what: str, console: Console
+    folder: Path, count: int, compute: Callable[[Spans], Iterator[dict[str, Tensor]]], what: str, console: Console
 ) -> list[dict[str, Tensor]]:
     spans = [list(range(start, min(start + _PART, count))) for start in range(0, count, _PART)]
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(spans))]
     missing = [(path, span) for path, span in zip(paths, spans, strict=True) if not path.is_file()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-    for path, span in track(missing, what, console=console, disable=not missing or not console.is_terminal):
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, compute(span))
+        computed = compute([span for _, span in missing])
+        quiet = not console.is_terminal
+        for path, _ in track(missing, what, console=console, disable=quiet):
+            tensors = next(computed)
+            with atomic_path(path) as temporary:
+                write_tensors(temporary, tensors)
     return [read_tensors(path) for path in paths]
 
 

@@ -26,7 +26,6 @@ class StreamedLatents:
     def __init__(self, autoencoder: Autoencoder, clip: Callable[[int], Tensor]):
         self.autoencoder, self.clip = autoencoder, clip
 
-    @torch.no_grad()
     def __getitem__(self, index: int) -> Tensor:
         return encoded(self.autoencoder, self.clip(index))
 
@@ -48,6 +47,7 @@ class StreamedText:
         return self.encoder.encode([self.caption(number) for number in captions]).to("cpu")
 
 
+@torch.no_grad()
 def encoded(autoencoder: Autoencoder, clip: Tensor) -> Tensor:
     """Return the latents of a clip, uint8 (F, H, W, 3): the posterior's means, float16 (C, f, h, w) on the CPU."""
     video = to_video(clip[None]).to(next(autoencoder.buffers()).device)

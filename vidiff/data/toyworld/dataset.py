@@ -13,7 +13,8 @@ from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import Window, render
 from vidiff.errors import ConfigError
 
-_RENDERER = 1  # part of every cache key: raise it when frames or captions come out differently
+_RENDERER = 2  # part of every cache key: raise it when frames or captions come out differently
+_CAPTIONS = 4  # of each scene: other words for the same
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class ToyWorld:
         return f"toyworld-{self.config.seed}-{index}"
 
     def captions(self, index: int) -> list[str]:
-        """Return the caption."""
-        return [draw_captions(self._scene(index), self.config.seed, index)[0].text]
+        """Return the main caption, then other ways to say it."""
+        return [caption.text for caption in draw_captions(self._scene(index), self.config.seed, index, _CAPTIONS)]
 
     def groups(self) -> None:
         """All clips have one shape."""
