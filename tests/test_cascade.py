@@ -311,12 +311,10 @@ def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path
         cached_text(tmp_path, pipeline.text_encoder, "hash", data, quiet),
         StreamedText(pipeline.text_encoder, data),
     )
-    assert (
-        [text.caption(m) for m in range(3)]
-        == [live.caption(m) for m in range(3)]
-        == [data.captions(i)[0] for i in range(3)]
-    )
-    kept, fresh = text.embedding([2, 0]), live.embedding([2, 0])
+    said = [caption for index in range(3) for caption in data.captions(index)]
+    assert list(text.first) == list(live.first)
+    assert [text.caption(m) for m in range(12)] == [live.caption(m) for m in range(12)] == said
+    kept, fresh = text.embedding([9, 2]), live.embedding([9, 2])
     assert torch.equal(kept.mask, fresh.mask)
     torch.testing.assert_close(kept.tokens, fresh.tokens, atol=2e-3, rtol=2e-3)
 

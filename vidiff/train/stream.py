@@ -1,6 +1,8 @@
 """Latents and text states made when they are asked for: for data without end, and for GPUs that wait for no disk."""
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -31,15 +33,16 @@ class StreamedLatents:
 
 
 class StreamedText:
-    """What `cached_text` returns, of each clip's main caption, encoded anew for every batch."""
+    """What `cached_text` returns, encoded anew for every batch."""
 
     def __init__(self, encoder: TextEncoder, data: Clips):
         self.encoder, self.data = encoder, data
-        self.first = range(len(data) + 1)
+        self.first = [0, *accumulate(len(data.captions(index)) for index in range(len(data)))]
 
     def caption(self, number: int) -> str:
-        """Return the caption of clip ``number``."""
-        return self.data.captions(number)[0]
+        """Return caption ``number`` of all."""
+        index = bisect_right(self.first, number) - 1
+        return self.data.captions(index)[number - self.first[index]]
 
     @torch.no_grad()
     def embedding(self, captions: list[int]) -> TextEmbedding:
