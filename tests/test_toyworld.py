@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +191,13 @@ def test_the_camera_does_what_its_name_says(camera, test):
     identity = np.einsum("tij,tkj->tik", posed.view, posed.view)
     np.testing.assert_allclose(identity, np.tile(np.eye(3), (2, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(np.cross(posed.view[:, 0], posed.view[:, 1]), -posed.view[:, 2], atol=1e-12)
+
+
+def test_the_published_list_of_held_out_pairs_is_that_of_the_code():
+    text = (Path(__file__).parents[1] / "docs" / "toyworld.md").read_text()
+    found = {
+        (first, a, second, b)
+        for first, second, pairs in re.findall(r"\*\*(\w+) \+ (\w+)\*\*:\n((?:  .*\n)+)", text)
+        for a, b in (pair.split(" + ") for pair in " ".join(pairs.split()).split(", "))
+    }
+    assert found == HELD_OUT

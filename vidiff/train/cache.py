@@ -6,7 +6,8 @@ meets stale numbers. Parts are written whole, one by one: a killed run goes on w
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -36,10 +37,10 @@ def cached_latents(
     """Return the normalized latents of every clip, N of them, float16 (C, f, h, w)."""
 
     def encode(spans: Spans) -> Iterator[dict[str, Tensor]]:
-        clips = read_clips(data, list(chain(*spans)))
-        for span in spans:
-            # One at a time: equal bytes whatever the parts, and memory stays small.
-            yield {f"{index:08d}": encoded(autoencoder, next(clips)) for index in span}
+        with closing(read_clips(data, list(chain(*spans)))) as clips:
+            for span in spans:
+                # One at a time: equal bytes whatever the parts, and memory stays small.
+                yield {f"{index:08d}": encoded(autoencoder, next(clips)) for index in span}
 
     folder = root / f"latents-{_digest(autoencoder_hash, data.fingerprint)}"
     parts = _parts(folder, len(data), encode, "encoding clips", console)
@@ -50,27 +51,30 @@ def cached_clips(root: Path, data: Clips, console: Console) -> list[Tensor]:
     """Return the frames of every clip, N of them, uint8 (F, H, W, 3), read or rendered once."""
 
     def read(spans: Spans) -> Iterator[dict[str, Tensor]]:
-        clips = read_clips(data, list(chain(*spans)))
-        for span in spans:
-            yield {f"{index:08d}": next(clips).contiguous() for index in span}
+        with closing(read_clips(data, list(chain(*spans)))) as clips:
+            for span in spans:
+                yield {f"{index:08d}": next(clips).contiguous() for index in span}
 
     parts = _parts(root / f"clips-{_digest(data.fingerprint)}", len(data), read, "reading clips", console)
     return [part[name] for part in parts for name in sorted(part)]
 
 
-def read_clips(data: Clips, indices: list[int]) -> Iterator[Tensor]:
+def read_clips(data: Clips, indices: list[int]) -> Generator[Tensor, None, None]:
     """Yield the clips of ``indices``, uint8 (F, H, W, 3), in that order, read ahead by a process on every core."""
-    workers = os.cpu_count() or 1
+    workers, threads = os.cpu_count() or 1, torch.get_num_threads()
+    if len(indices) <= _FEW or workers == 1:
+        yield from map(data.clip, indices)
+        return
+    # Spawned, since forked processes would inherit the locks of this one's compute threads.
     loader = DataLoader(
-        _ByIndex(data),
-        batch_size=None,
-        sampler=indices,
-        num_workers=workers if len(indices) > _FEW and workers > 1 else 0,
-        # Forked processes would inherit the locks of this one's compute threads.
-        multiprocessing_context="spawn" if len(indices) > _FEW and workers > 1 else None,
+        _ByIndex(data), batch_size=None, sampler=indices, num_workers=workers, multiprocessing_context="spawn"
     )
-    for clip in loader:
-        yield clip.clone()  # what a process sends lies in shared memory, of which there may be little
+    torch.set_num_threads(1)  # threads that wait for one another on busy cores would slow all down
+    try:
+        for clip in loader:
+            yield clip.clone()  # what a process sends lies in shared memory, of which there may be little
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _ByIndex(Dataset[Tensor]):
