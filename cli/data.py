@@ -41,6 +41,9 @@ def toyworld(
     heldout: Annotated[
         bool, typer.Option("--heldout", help="Only scenes with a pair of attributes that training never shows.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Values of an attribute, such as motion=left,right; may be repeated.")
+    ] = None,
     folder: Annotated[bool, typer.Option("--folder", help="Write plain files instead of tar shards.")] = False,
 ) -> None:
     """Render captioned clips of a simple world whose truth is known exactly.
@@ -50,13 +53,16 @@ def toyworld(
       vidiff data toyworld --out toyworld/ --count 5000 --size 256 --frames 33 --fps 24
 
       vidiff data toyworld --out unseen/ --count 256 --seed 1 --heldout --folder
+
+      vidiff data toyworld --out red/ --only color=red --only motion=left,right
     """
+    from vidiff.data.toyworld.only import parsed
     from vidiff.data.toyworld.write import ToyClips, write_folder, write_shards
     from vidiff.generation import parsed_size
     from vidiff.types import Size
 
     height, width = parsed_size(size if "x" in size else f"{size}x{size}")
-    clips = ToyClips(count, Size(frames, height, width, fps), seed, heldout)
+    clips = ToyClips(count, Size(frames, height, width, fps), seed, heldout, parsed(only or []))
     with terminated_as_interrupt(), console.status("rendering") as status:
         write = write_folder if folder else write_shards
         write(clips, out, lambda done: status.update(f"rendering: {done} of {count} clips"))

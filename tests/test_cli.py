@@ -100,6 +100,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
         (("reproduce", "nowhere.mp4"), "nowhere.mp4"),
         (("data", "toyworld", "--out", "x", "--size", "0"), "WIDTHxHEIGHT"),
         (("data", "toyworld", "--out", "x", "--fps", "0"), "fps must lie"),
+        (("data", "toyworld", "--out", "x", "--only", "colour=red"), "Did you mean color"),
         (("data", "toyworld", "--out", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from vidiff.data.dataset import ClipDataset, DataConfig
+from vidiff.data.toyworld.attributes import HELD_OUT
 from vidiff.data.toyworld.draw import draw_captions, draw_scene
+from vidiff.data.toyworld.only import parsed
 from vidiff.data.toyworld.write import ToyClips, write_folder, write_shards
 from vidiff.errors import ConfigError
 from vidiff.types import Size
@@ -59,3 +61,28 @@ def test_shards_come_with_a_manifest(tmp_path, monkeypatch):
 def test_sizes_that_cannot_be_rendered_are_refused(size):
     with pytest.raises(ConfigError):
         ToyClips(1, size)
+
+
+def test_conditions_hold_in_every_scene():
+    only = parsed(["motion=left, right", "ground=sand", "relation=left of"])
+    scenes = [draw_scene(0, index, only=only) for index in range(40)]
+    assert {scene.objects[0].motion for scene in scenes} == {"left"}  # what is left of another cannot go right
+    assert {(scene.ground, scene.relation) for scene in scenes} == {("sand", "left of")}
+    assert len({scene.camera for scene in scenes}) > 3
+    assert all(draw_scene(0, index, True, only).pairs() & HELD_OUT for index in range(10))
+    assert ToyClips(2, SMALL, only=only).row(1)["scene"]["only"]["ground"] == ("sand",)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "word"),
+    [
+        (["colour=red"], "unknown attribute 'colour'. Did you mean color"),
+        (["color=redd"], "unknown color 'redd'. Did you mean red"),
+        (["color"], "unknown color ''"),
+        (["relation=behind", "motion=toward"], "no training scene .* relation=behind; motion=toward"),
+        (["color=red", "shape=sphere"], "no training scene"),  # a held-out pair
+    ],
+)
+def test_a_condition_that_nothing_meets_is_refused(conditions, word):
+    with pytest.raises(ConfigError, match=word):
+        ToyClips(1, SMALL, only=parsed(conditions))

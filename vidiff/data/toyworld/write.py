@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from vidiff.data.toyworld.attributes import Scene
 from vidiff.data.toyworld.draw import draw_captions, draw_scene
+from vidiff.data.toyworld.only import Only
 from vidiff.data.toyworld.render import render
 from vidiff.data.video_write import write_video
 from vidiff.errors import ConfigError
@@ -31,6 +33,7 @@ class ToyClips:
     size: Size
     seed: int = 0
     heldout: bool = False  # only scenes with a pair that training never shows
+    only: Only = ()  # values that attributes may have; all, where one is not named
 
     def __post_init__(self) -> None:
         size = self.size
@@ -43,23 +46,27 @@ class ToyClips:
             )
         if not 0 < size.fps <= 1000:
             raise ConfigError(f"fps must lie above 0 and up to 1000, got {size.fps:g}")
+        self.scene(0)  # conditions that no scene meets are known before anything is written
+
+    def scene(self, index: int) -> Scene:
+        """Return scene ``index``."""
+        return draw_scene(self.seed, index, self.heldout, self.only)
 
     def frames(self, index: int) -> np.ndarray:
         """Return the frames of clip ``index``, uint8 (F, H, W, 3)."""
         size = self.size
-        scene = draw_scene(self.seed, index, self.heldout)
-        return render([scene], np.arange(size.frames) / size.fps, size.height, size.width)[0].numpy()
+        return render([self.scene(index)], np.arange(size.frames) / size.fps, size.height, size.width)[0].numpy()
 
     def row(self, index: int) -> dict[str, Any]:
         """Return all that is known of clip ``index``: captions, what the first one states, attributes, size."""
-        scene, size = draw_scene(self.seed, index, self.heldout), self.size
+        scene, size = self.scene(index), self.size
         first, *others = draw_captions(scene, self.seed, index, _CAPTIONS)
         return {
             "caption": first.text,
             "alt_captions": [other.text for other in others],
             "stated": first.stated,
             "attributes": scene.to_dict(),
-            "scene": {"seed": self.seed, "index": index, "heldout": self.heldout},
+            "scene": {"seed": self.seed, "index": index, "heldout": self.heldout, "only": dict(self.only)},
             "num_frames": size.frames,
             "height": size.height,
             "width": size.width,
