@@ -26,6 +26,7 @@ from vidiff.train.stream import encoded
 from vidiff.types import TextEmbedding, TextEncoder
 
 _PART = 128  # clips or captions in one file
+_TOGETHER = 16  # captions encoded in one batch
 _FEW = 256  # clips that one process has read before others have started
 
 Spans = list[list[int]]  # indices of clips or captions, those of one file together
@@ -114,9 +115,17 @@ def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Clips
     @torch.no_grad()
     def encode(spans: Spans) -> Iterator[dict[str, Tensor]]:
         for span in spans:
-            embedding = encoder.encode([captions[index] for index in span])
-            mask = embedding.mask.cpu()
-            yield {"tokens": embedding.tokens.cpu()[mask].half(), "lengths": mask.sum(1)}
+            states: dict[int, Tensor] = {}
+            # Captions of one length together: padding would be half of the work.
+            by_length = sorted(span, key=lambda index: len(captions[index]))
+            for some in (by_length[start : start + _TOGETHER] for start in range(0, len(span), _TOGETHER)):
+                embedding = encoder.encode([captions[index] for index in some]).to("cpu")
+                states |= {
+                    index: tokens[mask].half()
+                    for index, tokens, mask in zip(some, embedding.tokens, embedding.mask, strict=True)
+                }
+            ordered = [states[index] for index in span]
+            yield {"tokens": torch.cat(ordered), "lengths": torch.tensor([len(one) for one in ordered])}
 
     folder = root / f"text-{_digest(encoder_hash, data.fingerprint)}"
     parts = _parts(folder, len(captions), encode, "encoding captions", console)
