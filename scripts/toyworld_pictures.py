@@ -19,7 +19,7 @@ from vidiff.files import atomic_path
 
 PROMPTS = {
     "ball": "a shiny red ball rolls right across green grass at sunset while the camera moves forward",
-    "cubes": "a large blue cube spins to the left of a small yellow cone on a checkerboard floor on a sunny day",
+    "cubes": "a large green cube spins to the left of a small yellow cone on a checkerboard floor on a sunny day",
     "ring": "a big shiny pink ring bounces on sand in daylight, static shot",
     "snow": "arc shot: a large purple cylinder stands still in a field of snow at night while snow is falling",
 }

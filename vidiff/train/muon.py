@@ -24,27 +24,39 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
-                update = orthogonalized(nesterov.flatten(1)).view_as(parameter)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = 0.2 * max(parameter.shape[0], parameter[0].numel()) ** 0.5
-                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+            for parameters in _by_shape(group["params"]):
+                updates = orthogonalized(torch.stack([self._nesterov(p, group["momentum"]) for p in parameters]))
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    scale = 0.2 * max(parameter.shape[0], parameter[0].numel()) ** 0.5
+                    parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * scale)
+
+    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Return the gradient with momentum as a matrix."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum).flatten(1)
 
 
-def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return about U V^T for ``matrix`` = U S V^T, in bfloat16, by Newton-Schulz iteration."""
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.mT if tall else x
-    x = x / (x.norm() + 1e-7)
+def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the parameters that have a gradient, those of one shape together: few large products beat many small."""
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            groups.setdefault(parameter.shape, []).append(parameter)
+    return list(groups.values())
+
+
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return about U V^T of each of ``matrices`` = U S V^T, (K, n, m), in bfloat16, by Newton-Schulz iteration."""
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT.contiguous() if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return x.mT if tall else x
