@@ -23,7 +23,7 @@ from vidiff.errors import CheckpointError, ConfigError
 from vidiff.files import sha256_of
 from vidiff.metrics.preprocess import MeanStd, Preprocess
 from vidiff.text import sources
-from vidiff.text.encoders import _quiet
+from vidiff.text.encoders import quiet
 
 IMAGENET = MeanStd()
 CLIP_PIXELS = MeanStd(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
@@ -308,7 +308,7 @@ def load_transformers(config: TransformersConfig, device: torch.device | str = "
     except ImportError as error:
         raise ConfigError(f"extractor {config.kind} needs transformers; run: pip install 'vidiff[eval]'") from error
     try:
-        with _quiet():
+        with quiet():
             network, report = getattr(transformers, name).from_pretrained(
                 str(folder),
                 use_safetensors=True,

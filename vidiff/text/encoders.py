@@ -187,7 +187,7 @@ def _load(config: TextEncoderConfig, folder: Path) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: holds no safetensors weights; pickled weights are never read")
     try:
-        with _quiet():
+        with quiet():
             model, report = cls.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **arguments
             )
@@ -201,7 +201,7 @@ def _load(config: TextEncoderConfig, folder: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from printing its own progress and reports while it loads; what matters is checked here."""
     from transformers.utils import logging
 
