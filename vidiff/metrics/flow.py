@@ -38,7 +38,7 @@ class DISFlow:
 
     Small frames are enlarged by a whole factor and their flow is averaged back: the preset matches patches of 8 x 8 and
     stops at half of the resolution, where 64 x 64 pixels hold only a few. Motion up to about a tenth of the shorter
-    side from frame to frame is found.
+    side from frame to frame is mostly found.
     """
 
     side: int = 256  # pixels that the shorter side has at least, after enlarging
