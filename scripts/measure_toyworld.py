@@ -76,7 +76,7 @@ def followed(paths: list[Path], scenes: list[Scene], captions: list[Caption], na
     """Return how well clips follow their captions."""
     asked = [(path, scene, caption.stated) for path, scene, caption in zip(paths, scenes, captions, strict=True)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
-        verdicts = list(track(pool.imap(_judged, asked), f"judging {name}", len(asked), Console(stderr=True)))
+        verdicts = list(track(pool.imap(_judged, asked), f"judging {name}", len(asked), console=Console(stderr=True)))
     found = accuracy(verdicts)
     goes = ("left", "right", "toward", "away")
     moves = [v.followed["motion.0"] for v, s in zip(verdicts, scenes, strict=True) if s.objects[0].motion in goes]
