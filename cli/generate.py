@@ -61,7 +61,7 @@ def generate(
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
-        from vidiff.generation import recipe_of
+        from vidiff.generation import is_finished, recipe_of
 
         planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
         for job in planned:
@@ -75,7 +75,7 @@ def generate(
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
         waiting = planned
         if from_file:
-            waiting = [job for job in planned if not planning.is_finished(job, recipe_of(pipeline, job, shared))]
+            waiting = [job for job in planned if not is_finished(job, recipe_of(pipeline, job, shared))]
             if len(waiting) < len(planned):
                 note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
         made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vidiff.data.video_write import format_of, suffix_of
 from vidiff.errors import ConfigError, DataError, ResourceError
@@ -14,8 +13,6 @@ from vidiff.generation import Job
 
 _MAX_PROMPT = 2_000
 _MAX_PROMPTS = 100_000
-# Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
-_DECISIVE = ("prompt", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -67,21 +64,6 @@ def plan(
     suffix = suffix_of(format_of(Path("x.mp4"), format))
     folder = output or Path(".")
     return [Job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative or "") for i in range(num)]
-
-
-def is_finished(job: Job, recipe: dict[str, Any]) -> bool:
-    """Return whether the file is there already and was made by the same model with the same settings.
-
-    Args:
-        job: what is to be made.
-        recipe: what `vidiff.generation.recipe_of` says of the job.
-    """
-    if not job.output.exists():
-        return False
-    from vidiff.data.metadata import read_metadata
-
-    found = {"stages": []} | (read_metadata(job.output) or {})  # recipes older than the cascade do not name stages
-    return all(found.get(key) == value for key, value in json.loads(json.dumps(recipe)).items() if key in _DECISIVE)
 
 
 def check_writable(path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from tests.clips import write_folder
 from vidiff import config
 from vidiff.checkpoint import save_model
-from vidiff.cli.jobs import is_finished
 from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import read_clip
@@ -21,7 +20,7 @@ from vidiff.data.video_write import write_video
 from vidiff.decoding import decode, decode_tiled
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import NumericalError, ResourceError
-from vidiff.generation import Job, Settings, generate, job_and_settings, read_run, recipe_of, redecode
+from vidiff.generation import Job, Settings, generate, is_finished, job_and_settings, read_run, recipe_of, redecode
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, save_autoencoder
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.dit import DiTConfig

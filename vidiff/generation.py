@@ -16,6 +16,7 @@ from torch import Tensor
 
 import vidiff
 from vidiff import checkpoint, config, files
+from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import decode
@@ -25,6 +26,8 @@ from vidiff.pipeline import Pipeline
 from vidiff.sampling.noise import stage_seed
 from vidiff.types import Size
 
+# Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
+_DECISIVE = ("prompt", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
 
@@ -271,6 +274,19 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "torch": torch.__version__,
         "numpy": np.__version__,  # super-resolution's noise
     }
+
+
+def is_finished(job: Job, recipe: dict[str, Any]) -> bool:
+    """Return whether the file is there already and was made by the same model with the same settings.
+
+    Args:
+        job: what is to be made.
+        recipe: what `recipe_of` says of the job.
+    """
+    if not job.output.exists():
+        return False
+    found = {"stages": []} | (read_metadata(job.output) or {})  # recipes older than the cascade do not name stages
+    return all(found.get(key) == value for key, value in json.loads(json.dumps(recipe)).items() if key in _DECISIVE)
 
 
 def save_run(job: Job, recipe: dict[str, Any], latents: Tensor) -> Path:
