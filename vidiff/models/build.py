@@ -5,10 +5,11 @@ from torch import nn
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
 from vidiff.models.pixels import PixelAutoencoder
+from vidiff.models.two_level import TwoLevelDiT, TwoLevelDiTConfig
 from vidiff.models.unet3d import UNet3D, UNet3DConfig
 from vidiff.types import LatentSpec
 
-BackboneConfig = DiTConfig | UNet3DConfig
+BackboneConfig = DiTConfig | TwoLevelDiTConfig | UNet3DConfig
 Autoencoder = VideoVAE | PixelAutoencoder
 
 
@@ -17,5 +18,7 @@ def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -
     match config:
         case DiTConfig():
             return SpaceTimeDiT(config, latents.channels, text_dim)
+        case TwoLevelDiTConfig():
+            return TwoLevelDiT(config, latents.channels, text_dim)
         case UNet3DConfig():
             return UNet3D(config, latents.channels, text_dim)

@@ -79,6 +79,15 @@ class Context:
     dtype: torch.dtype  # of the matrix products
 
 
+@dataclass(frozen=True)
+class DiTOutput:
+    """What one forward pass found, for a network that goes on from there."""
+
+    output: Tensor  # (B, C, f, h, w)
+    tokens: Tensor  # after the last block and its norm, (B, N, D)
+    emb: Tensor  # of t and the pooled text, (B, D)
+
+
 class Modulation(nn.Module):
     """Turn the embedding of t into ``parts`` vectors of width D, by a table (shared) or a projection (block)."""
 
@@ -198,6 +207,10 @@ class SpaceTimeDiT(nn.Module):
         Raises:
             ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip.
         """
+        return self.outputs(x, t, cond).output
+
+    def outputs(self, x: Tensor, t: Tensor, cond: Conditioning) -> DiTOutput:
+        """Return what `forward` returns with the tokens that it was made from; arguments and errors are the same."""
         if cond.low_res is not None:
             raise ConfigError("the dit backbone takes no low_res conditioning; use unet3d for super-resolution")
         sizes = self._grid(x)
@@ -227,7 +240,7 @@ class SpaceTimeDiT(nn.Module):
             output = output + self._gained(patches, emb if self.config.skip_text else noise_emb)
         f, h, w = sizes
         pattern = "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)"
-        return rearrange(output, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+        return DiTOutput(rearrange(output, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw), y, emb)
 
     def _gained(self, patches: Tensor, emb: Tensor) -> Tensor:
         """Return the input's patches (B, N, c pt ph pw), in the output's order of numbers, times their gains."""
