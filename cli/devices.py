@@ -1,5 +1,6 @@
 """Which device and precision a command runs in."""
 
+import os
 import re
 
 import torch
@@ -16,7 +17,10 @@ def chosen_device(name: str | None) -> torch.device:
         ConfigError: if this machine has no such device, or vidiff does not run on it.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")  # of the processes on this machine, if a launcher started several
+        return torch.device("cuda" if rank is None else f"cuda:{rank}")
     if name == "mps":
         raise ConfigError("mps: sampling computes its coefficients in float64, which mps lacks; use --device cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from vidiff import __version__
-from vidiff.cli import data, decode, generate, models, reproduce, train, upscale
+from vidiff.cli import data, decode, evaluate, generate, models, reproduce, train, upscale
 from vidiff.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(decode.decode)
 app.command()(reproduce.reproduce)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def _version(value: bool) -> None:

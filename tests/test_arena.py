@@ -19,6 +19,7 @@ from vidiff.data.video_write import write_video
 from vidiff.errors import ConfigError, DataError, ResourceError
 from vidiff.metrics import arena
 from vidiff.metrics.arena import Contender, Pair, arena_server, pairs_of, read_votes
+from vidiff.metrics.comparison import Vote
 from vidiff.metrics.results import Clip, Results
 
 RED, BLUE = "modelred", "modelblue"
@@ -94,8 +95,8 @@ def test_votes_are_recorded_for_the_model_on_that_side(clips, tmp_path):
     assert (first["winner"], second["winner"], third["winner"]) == ("left", "tie", "skip")
     assert first["seconds"] == 1.5 and {row["key"] for row in lines(out)} == {"key0", "key1", "key2"}
     assert read_votes(out) == [
-        (first["left"], first["right"], False),
-        (second["left"], second["right"], True),
+        Vote(first["left"], first["right"], 1),
+        Vote(second["left"], second["right"], 0.5),
     ]
 
 
@@ -103,7 +104,7 @@ def test_a_vote_for_the_right_names_the_right(clips, tmp_path):
     with running(pairs(clips, 1), tmp_path / "votes.jsonl") as client:
         client.vote("right")
     (row,) = lines(tmp_path / "votes.jsonl")
-    assert read_votes(tmp_path / "votes.jsonl") == [(row["right"], row["left"], False)]
+    assert read_votes(tmp_path / "votes.jsonl") == [Vote(row["left"], row["right"], 0)]
 
 
 def test_nothing_names_a_model_before_the_last_vote(clips, tmp_path):
@@ -135,7 +136,7 @@ def test_an_answer_can_be_taken_back(clips, tmp_path):
         client.vote("left")
         assert "tally" in client("/state") and client("/undo", {})["pair"] == 2
     assert [row["winner"] for row in lines(out)] == ["left", "right", "undone", "tie", "left", "undone"]
-    assert [tie for _, _, tie in read_votes(out)] == [False, True]
+    assert [vote.score == 0.5 for vote in read_votes(out)] == [False, True]
 
 
 def test_a_restart_goes_on_where_it_stopped(clips, tmp_path):

@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "vidiff").rglob("*.py"), *(ROOT / "cli").rglob("*.py"
 
 # A module may import what stands on its own line or further up.
 LAYERS = [
-    {"errors", "tensors", "resources"},
+    {"errors", "tensors", "resources", "processes"},
     {"files", "yaml12", "overrides", "types"},
     {"config", "weights", "optimizer_state", "refinement"},
     {"checkpoint"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"refining"},
     {"pipeline"},
     {"generation"},
-    {"upscaling"},
+    {"upscaling", "evaluation"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -89,7 +89,9 @@ def test_every_shipped_yaml_is_reachable_and_builds():
     from vidiff import config
     from vidiff.models.autoencoder import VideoVAE
     from vidiff.models.build import build_backbone
+    from vidiff.models.evaluator import Evaluator
     from vidiff.train.autoencoder_stage import AutoencoderStageConfig
+    from vidiff.train.denoiser_stage import DenoiserStageConfig
     from vidiff.train.recipe import Recipe
 
     assert resources.recipes().keys() == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
@@ -100,10 +102,12 @@ def test_every_shipped_yaml_is_reachable_and_builds():
             for stage in recipe.stages:
                 if isinstance(stage, AutoencoderStageConfig):
                     latents = VideoVAE(stage.autoencoder).latents
-                else:
+                elif isinstance(stage, DenoiserStageConfig):
                     build_backbone(stage.backbone, latents, 384)
-        data = recipe.data
-        latents.shape(data.frames, data.height, data.width)
+                else:
+                    Evaluator(stage.evaluator, 384)
+        if latents is not None:
+            latents.shape(recipe.data.frames, recipe.data.height, recipe.data.width)
 
 
 def test_no_generic_name_is_installed(tmp_path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from vidiff.errors import ConfigError, did_you_mean
 
+EVALUATOR = "evaluator"  # the bundled network that clips are measured with
+
 
 def recipes() -> dict[str, Path]:
     """Return the shipped recipes by name."""
@@ -17,9 +19,10 @@ def configs() -> dict[str, Path]:
 
 
 def bundled_models() -> dict[str, Path]:
-    """Return the folders of the models that ship with the package, by name."""
+    """Return the folders of the models that ship with the package and make clips, by name."""
     root = Path(str(files("vidiff.assets")))
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.yaml"))}
+    folders = {path.parent.name: path.parent for path in sorted(root.glob("*/config.yaml"))}
+    return {name: folder for name, folder in folders.items() if name != EVALUATOR}
 
 
 def recipe_path(name: str) -> Path:

@@ -212,7 +212,7 @@ def _described(key: str, members: dict[str, Member]) -> tuple[list[str] | DataEr
                 row = json.loads(members["json"].read().decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{key}.json: not JSON: {error}") from error
-            return captions_of(row, f"{key}.json"), _indexed(row)
+            return captions_of(row, f"{key}.json"), told_info(row)
         if "txt" in members:
             return [caption_text(members["txt"].read(), f"{key}.txt")], None
     except DataError as error:
@@ -220,7 +220,7 @@ def _described(key: str, members: dict[str, Member]) -> tuple[list[str] | DataEr
     return DataError(f"{key}: no caption; a shard holds KEY.json or KEY.txt beside the clip"), None
 
 
-def _indexed(row: Any) -> ClipInfo | None:
+def told_info(row: Any) -> ClipInfo | None:
     """Return what a shard's JSON says about its clip, if it says everything; reading the clip checks it."""
     values = [row.get(name) for name in ("num_frames", "height", "width", "fps")]
     if all(isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 1e6 for value in values):

@@ -22,6 +22,7 @@ from typing import Any
 from vidiff.data.video_io import read_clip
 from vidiff.errors import ConfigError, DataError, ResourceError, UserError
 from vidiff.files import append_line
+from vidiff.metrics.comparison import Vote
 from vidiff.metrics.results import Results
 from vidiff.metrics.web_clips import encoded
 
@@ -70,7 +71,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Vote:
+class Answer:
     """One line of the file of votes."""
 
     key: str
@@ -96,19 +97,15 @@ def pairs_of(results: Sequence[Results]) -> list[Pair]:
     ]
 
 
-def read_votes(path: Path) -> list[tuple[str, str, bool]]:
-    """Return (winner, loser, tie) of each pair that was voted on; in a tie the order means nothing.
+def read_votes(path: Path) -> list[Vote]:
+    """Return the vote on each pair that was judged; one that was skipped is none.
 
     Raises:
         DataError: if the file cannot be read, or a line is not a vote.
     """
-    found = []
-    for vote in _standing(_lines(path)).values():
-        if vote.winner == "right":
-            found.append((vote.right, vote.left, False))
-        elif vote.winner != "skip":
-            found.append((vote.left, vote.right, vote.winner == "tie"))
-    return found
+    scores = {"left": 1.0, "right": 0.0, "tie": 0.5}
+    answers = _standing(_lines(path)).values()
+    return [Vote(answer.left, answer.right, scores[answer.winner]) for answer in answers if answer.winner in scores]
 
 
 def serve(
@@ -164,7 +161,7 @@ class _Arena:
             sorted(pair.clips, key=lambda clip: clip.model, reverse=bool(digests[pair][-1] % 2)) for pair in self.pairs
         ]
         self._asked = {pair.identity for pair in pairs}
-        self._votes = _standing(_lines(out)) if out.exists() else {}
+        self._held = _standing(_lines(out)) if out.exists() else {}
 
     def state(self) -> dict[str, Any]:
         """Return what the page may know now: models only after the last answer."""
@@ -173,9 +170,9 @@ class _Arena:
             state = {
                 "total": len(self.pairs),
                 "answered": len(answers),
-                "skipped": sum(vote.winner == "skip" for vote in answers),
+                "skipped": sum(answer.winner == "skip" for answer in answers),
             }
-            waiting = [i for i, pair in enumerate(self.pairs) if pair.identity not in self._votes]
+            waiting = [i for i, pair in enumerate(self.pairs) if pair.identity not in self._held]
             if not waiting:
                 return state | {"tally": _tally(answers)}
             return state | {"pair": waiting[0], "prompt": self.pairs[waiting[0]].prompt, "soon": waiting[1:2]}
@@ -186,21 +183,21 @@ class _Arena:
             if self.state().get("pair") != index:
                 return False
             left, right = self.sides[index]
-            self._write(Vote(self.pairs[index].key, left.model, right.model, choice, round(seconds, 2)))
+            self._write(Answer(self.pairs[index].key, left.model, right.model, choice, round(seconds, 2)))
             return True
 
     def undo(self) -> None:
         """Take the latest answer back, if there is one."""
         with self._lock:
-            for vote in self._answers()[-1:]:
-                self._write(replace(vote, winner=_UNDONE))
+            for answer in self._answers()[-1:]:
+                self._write(replace(answer, winner=_UNDONE))
 
-    def _answers(self) -> list[Vote]:
-        return [vote for vote in self._votes.values() if vote.identity in self._asked]
+    def _answers(self) -> list[Answer]:
+        return [answer for answer in self._held.values() if answer.identity in self._asked]
 
-    def _write(self, vote: Vote) -> None:
-        append_line(self._out, json.dumps(asdict(vote)))
-        _apply(self._votes, vote)
+    def _write(self, answer: Answer) -> None:
+        append_line(self._out, json.dumps(asdict(answer)))
+        _apply(self._held, answer)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -318,9 +315,9 @@ def _check(pairs: Sequence[Pair]) -> None:
                 raise DataError(f"{clip.path}: no such clip, made by {clip.model} for {pair.key}")
 
 
-def _lines(path: Path) -> list[Vote]:
-    """Return the votes of a file as they were written."""
-    votes = []
+def _lines(path: Path) -> list[Answer]:
+    """Return the answers of a file as they were written."""
+    answers = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -329,38 +326,38 @@ def _lines(path: Path) -> list[Vote]:
         if not line.endswith("}"):
             continue  # torn: the arena was killed while it wrote, and asks again
         try:
-            vote = Vote(**json.loads(line))
+            answer = Answer(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}:{number}: not a vote: {error}") from error
-        if vote.winner not in (*CHOICES, _UNDONE):
-            raise DataError(f"{path}:{number}: not a vote: the winner is {vote.winner!r}")
-        votes.append(vote)
-    return votes
+        if answer.winner not in (*CHOICES, _UNDONE):
+            raise DataError(f"{path}:{number}: not a vote: the winner is {answer.winner!r}")
+        answers.append(answer)
+    return answers
 
 
-def _standing(votes: Sequence[Vote]) -> dict[tuple[str, ...], Vote]:
-    """Return the votes that hold, by pair, the latest one last."""
-    held: dict[tuple[str, ...], Vote] = {}
-    for vote in votes:
-        _apply(held, vote)
+def _standing(answers: Sequence[Answer]) -> dict[tuple[str, ...], Answer]:
+    """Return the answers that hold, by pair, the latest one last."""
+    held: dict[tuple[str, ...], Answer] = {}
+    for answer in answers:
+        _apply(held, answer)
     return held
 
 
-def _apply(held: dict[tuple[str, ...], Vote], vote: Vote) -> None:
-    held.pop(vote.identity, None)
-    if vote.winner != _UNDONE:
-        held[vote.identity] = vote
+def _apply(held: dict[tuple[str, ...], Answer], answer: Answer) -> None:
+    held.pop(answer.identity, None)
+    if answer.winner != _UNDONE:
+        held[answer.identity] = answer
 
 
-def _tally(votes: Sequence[Vote]) -> list[dict[str, Any]]:
+def _tally(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Return for each two models how often each was better, and ties."""
     counts: dict[tuple[str, ...], Counter[str]] = {}
-    for vote in votes:
+    for answer in answers:
         # Not by the sides' names: those were drawn anew for each pair.
-        better = {"left": vote.left, "right": vote.right}.get(vote.winner)
-        models = tuple(sorted((vote.left, vote.right)))
+        better = {"left": answer.left, "right": answer.right}.get(answer.winner)
+        models = tuple(sorted((answer.left, answer.right)))
         name = "ties" if better is None else "first" if better == models[0] else "second"
-        counts.setdefault(models, Counter())[name] += vote.winner != "skip"
+        counts.setdefault(models, Counter())[name] += answer.winner != "skip"
     return [
         {"models": models, "wins": [count["first"], count["second"]], "ties": count["ties"]}
         for models, count in sorted(counts.items())

@@ -102,19 +102,27 @@ class Floor:
     n: int  # samples a side; fewer than were asked for where the set is too small
 
 
-def floor(real: np.ndarray, n: int, seed: int, splits: int = 20, ddof: int = 1) -> Floor:
+def floor(real: np.ndarray, n: int, seed: int, splits: int = 20, ddof: int = 1, group: int = 1) -> Floor:
     """Return the distance between disjoint random parts of real features (N, D), of ``min(n, N // 2)`` rows each.
 
+    Args:
+        real: features, (N, D).
+        n: rows a side.
+        seed: of the parts.
+        splits: how many.
+        ddof: see `frechet_distance`.
+        group: how many rows in a row belong to one clip, as those of its frames do; they are never parted.
+
     Raises:
-        DataError: as in `frechet_distance`, and if there are fewer than four rows.
+        DataError: as in `frechet_distance`, and if there are fewer than four rows, or groups.
         ConfigError: if ``n`` or ``splits`` is below 2.
     """
-    rows = checked(real, "the real features", least=4)
-    if n < 2 or splits < 2:
-        raise ConfigError(f"a floor takes 2 samples and 2 splits or more, got n = {n}, splits = {splits}")
-    n, rng = min(n, len(rows) // 2), np.random.default_rng(seed)
-    found = [_distance(*_halves(rows, n, rng), ddof) for _ in range(splits)]
-    return Floor(float(np.mean(found)), float(np.std(found, ddof=1)), n)
+    rows = _grouped(checked(real, "the real features", least=4), group, "the real features")
+    if n < 2 * group or splits < 2:
+        raise ConfigError(f"a floor takes 2 samples and 2 splits or more, got n = {n // group}, splits = {splits}")
+    count, rng = min(n // group, len(rows) // 2), np.random.default_rng(seed)
+    found = [_distance(*_halves(rows, count, rng), ddof) for _ in range(splits)]
+    return Floor(float(np.mean(found)), float(np.std(found, ddof=1)), count * group)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,13 @@ class Interval:
 
 
 def interval(
-    a: np.ndarray, b: np.ndarray, seed: int, level: float = 0.95, halvings: int = _HALVINGS, ddof: int = 1
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int,
+    level: float = 0.95,
+    halvings: int = _HALVINGS,
+    ddof: int = 1,
+    group: int = 1,
 ) -> Interval:
     """Return the distance of two sets with an interval for its expectation at these sample sizes.
 
@@ -142,17 +156,19 @@ def interval(
         level: the share of intervals that cover.
         halvings: how often both sets are cut in two at random.
         ddof: see `frechet_distance`.
+        group: see `floor`.
 
     Raises:
-        DataError: as in `frechet_distance`, and if a set has fewer than four rows.
+        DataError: as in `frechet_distance`, and if a set has fewer than four rows, or groups.
         ConfigError: if an option is out of its range.
     """
     rows = checked_pair(a, b, least=4)
+    groups = (_grouped(rows[0], group, "the first features"), _grouped(rows[1], group, "the second features"))
     reach = z_score(level)
     if halvings < 2:
         raise ConfigError(f"halvings must be 2 or more, got {halvings}")
     distance = _distance(*rows, ddof)
-    spread = reach * math.sqrt(_variance(*rows, ddof, halvings, np.random.default_rng(seed)))
+    spread = reach * math.sqrt(_variance(*groups, ddof, halvings, np.random.default_rng(seed)))
     return Interval(distance, max(0.0, distance - spread), distance + spread, level)
 
 
@@ -201,7 +217,7 @@ def extrapolated(
     line = weights @ found
     # Small subsets scatter more than large ones: the robust variance (White, 1980) does not assume one scatter for all.
     drawn = len(sizes) / (len(sizes) - 2) * weights[0] ** 2 @ (found - design @ line) ** 2
-    finite = _variance(rows_a, rows_b, ddof, _HALVINGS, rng)
+    finite = _variance(rows_a[:, None], rows_b[:, None], ddof, _HALVINGS, rng)
     return Extrapolation(float(line[0]), math.sqrt(drawn + finite), float(line[1]), int(sizes[0]), int(sizes[-1]))
 
 
@@ -228,7 +244,7 @@ def _subset_sizes(largest: int, width: int, points: int, repeats: int, smallest:
 
 
 def _variance(a: np.ndarray, b: np.ndarray, ddof: int, halvings: int, rng: np.random.Generator) -> float:
-    """Return the variance of the distance of ``a`` and ``b`` over samples of the same sizes.
+    """Return the variance of the distance of groups of rows ``a`` and ``b`` over samples of the same sizes.
 
     Both sets are cut into halves, whose means and covariances are those of the whole plus d and minus d, where d varies
     as the error of the whole does. To second order their two distances are then `whole + linear(d) + square(d)` and
@@ -245,9 +261,17 @@ def _variance(a: np.ndarray, b: np.ndarray, ddof: int, halvings: int, rng: np.ra
     return float(max(linear - square, square))
 
 
-def _halves(rows: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    order = rng.permutation(len(rows))
-    return rows[order[:n]], rows[order[n : 2 * n]]
+def _grouped(rows: np.ndarray, group: int, name: str) -> np.ndarray:
+    """Return rows (N, D) as (N / group, group, D)."""
+    if group < 1 or len(rows) % group or len(rows) < 4 * group:
+        raise DataError(f"{name} must be four groups of {group} rows or more, got {len(rows)} rows: add clips")
+    return rows.reshape(-1, group, rows.shape[1])
+
+
+def _halves(groups: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return two disjoint draws of ``n`` groups (G, group, D) as rows."""
+    order, width = rng.permutation(len(groups)), groups.shape[2]
+    return groups[order[:n]].reshape(-1, width), groups[order[n : 2 * n]].reshape(-1, width)
 
 
 def _distance(a: np.ndarray, b: np.ndarray, ddof: int) -> float:

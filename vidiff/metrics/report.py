@@ -12,6 +12,7 @@ from string import Template
 
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import write_bytes
+from vidiff.metrics.ab import Row, sentences
 from vidiff.metrics.plots import Panel, Point, Series, interval_strip, scatter_plot, small_multiples
 from vidiff.metrics.results import Clip, Results, Value
 from vidiff.metrics.verdict import DIRECTIONS, Standing, cost, interval_text, numbers, standings, verdict
@@ -22,9 +23,13 @@ _EXTREMES = 4  # prompts that are shown as the best, and as the worst
 _NEIGHBORS = 12  # nearest training clips that are shown, at most
 
 
-def markdown(results: Sequence[Results]) -> str:
+def markdown(results: Sequence[Results], comparison: Sequence[Row] = ()) -> str:
     """Return the verdict and a table of all values with their protocol lines; raises as `standings`."""
-    lines = [_cell(" ".join(verdict(results))), "", "| model | value | 95% interval | floor | metric and protocol |"]
+    lines = [
+        _cell(" ".join(_verdict(results, comparison))),
+        "",
+        "| model | value | 95% interval | floor | metric and protocol |",
+    ]
     lines.append("|:--|--:|--:|--:|:--|")
     for standing in standings(results):
         name = standing.name.replace("`", "'").replace("|", r"\|")
@@ -36,6 +41,9 @@ def markdown(results: Sequence[Results]) -> str:
                 f"`{name}`, {DIRECTIONS[value.better]}",
             )
             lines.append(f"| {' | '.join(row)} |")
+    if comparison:
+        lines += ["", "| metric | difference | 95% interval | p | compared on | better |", "|:--|--:|--:|--:|:--|:--|"]
+        lines += [f"| {' | '.join(map(_cell, (row.metric, *_columns(row))))} |" for row in comparison]
     return "\n".join(lines) + "\n"
 
 
@@ -43,6 +51,7 @@ def write_report(
     path: Path,
     results: Sequence[Results],
     *,
+    comparison: Sequence[Row] = (),
     clips: int = 24,
     by: str | None = None,
     quality: str | None = None,
@@ -53,6 +62,7 @@ def write_report(
     Args:
         path: of the file.
         results: one, or several to compare.
+        comparison: of two results, see `vidiff.metrics.ab.compared`.
         clips: prompts whose clips are shown besides those of the best and the worst.
         by: metric that tells the best prompts from the worst; the first with a value for each clip by default.
         quality: metric that is plotted against seconds per clip; the first that several results have by default.
@@ -70,6 +80,7 @@ def write_report(
     neighbors = _neighbors(results, album)  # first, or they could be left out
     *extremes, others = _prompts(results, ranking, clips, album)
     sections = (
+        ("Differences", _differences(comparison)),
         ("Values", _table(found, len(results) > 1)),
         ("Training", _curves(found)),
         ("Quality against time", _pareto(timed) if timed else ""),
@@ -85,7 +96,7 @@ def write_report(
     script = files("vidiff.metrics").joinpath("report.js").read_text()
     page = Template(files("vidiff.metrics").joinpath("report.html").read_text()).substitute(
         title=escape(" and ".join(r.label for r in results) if len(results) < 3 else f"{len(results)} models"),
-        verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(results)),
+        verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in _verdict(results, comparison)),
         sections="".join(f"<section><h2>{name}</h2><div>{html}</div></section>" for name, html in sections if html),
         clips=escape(album.summary()),
         style=files("vidiff.metrics").joinpath("report.css").read_text(),
@@ -118,6 +129,29 @@ def _table(found: Sequence[Standing], several: bool) -> str:
         groups.append(f'<tbody><tr><th colspan="4" scope="rowgroup">{head}</th></tr>{rows}</tbody>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Metric", "Value", "95% interval", "Floor"))
     return f'<table class="values"><thead><tr>{head}</tr></thead>{"".join(groups)}</table>' if groups else ""
+
+
+def _verdict(results: Sequence[Results], comparison: Sequence[Row]) -> list[str]:
+    return verdict(results, sentences(comparison, [result.label for result in results]))
+
+
+def _differences(comparison: Sequence[Row]) -> str:
+    """Return a table of two models' differences."""
+    names = ("Metric", "First minus second", "95% interval", "p", "Compared on", "Better")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = []
+    for row in comparison:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in _columns(row))
+        best = ' class="best"' if row.better else ""
+        rows.append(f'<tr{best}><th scope="row">{escape(row.metric)}</th>{cells}</tr>')
+    return f'<table class="values"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>' if rows else ""
+
+
+def _columns(row: Row) -> tuple[str, ...]:
+    """Return difference, interval, p-value, what was compared and which is better, as text."""
+    difference, low, high = numbers([], row.difference, row.low, row.high)
+    p_value = f"{row.p_value:.2g}" if row.p_value >= 0.001 else "below 0.001"
+    return (difference, f"{low} to {high}", p_value, row.how, row.better or "no difference shows")
 
 
 def _row(standing: Standing, result: Results, value: Value, several: bool) -> str:

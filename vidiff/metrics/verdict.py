@@ -79,10 +79,15 @@ def costs(value: Value) -> tuple[float, float] | None:
     return (0.0 if inside else low), high
 
 
-def verdict(results: Sequence[Results]) -> list[str]:
-    """Return a few plain sentences that say what intervals and floors allow to say; raises as `standings`."""
+def verdict(results: Sequence[Results], opening: Sequence[str] = ()) -> list[str]:
+    """Return a few plain sentences that say what intervals and floors allow to say; raises as `standings`.
+
+    Args:
+        results: one, or several to compare.
+        opening: what a comparison on pairs of clips says, which sees more than intervals do and stands for them.
+    """
     found = standings(results)
-    sentences = _against_each_other(found) if len(results) > 1 else _against_floors(found)
+    sentences = list(opening) or (_against_each_other(found) if len(results) > 1 else _against_floors(found))
     suspects = {result.label: sum(neighbor.flagged for neighbor in result.neighbors) for result in results}
     if any(suspects.values()):
         flagged, total = sum(suspects.values()), sum(len(result.neighbors) for result in results)

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -78,6 +79,16 @@ def read_clips(data: Clips, indices: list[int]) -> Generator[Tensor, None, None]
         torch.set_num_threads(threads)
 
 
+class Captions(Protocol):
+    """What of `Clips` is asked for its captions."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def captions(self, index: int) -> list[str]: ...
+
+
 class _ByIndex(Dataset[Tensor]):
     def __init__(self, data: Clips):
         self.data = data
@@ -107,7 +118,7 @@ class CachedText:
         return TextEmbedding(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
 
-def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Clips, console: Console) -> CachedText:
+def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Captions, console: Console) -> CachedText:
     """Return the token states of every caption."""
     by_clip = [data.captions(index) for index in range(len(data))]
     captions = [caption for one in by_clip for caption in one]

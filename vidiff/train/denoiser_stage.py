@@ -24,6 +24,8 @@ from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.train.autoencoder_stage import to_uint8
 from vidiff.train.cache import CachedText
+from vidiff.train.held_out import EvaluationConfig
+from vidiff.train.stage import Evaluation
 from vidiff.train.stream import Latents, StreamedText
 from vidiff.train.trainer import TrainerConfig
 from vidiff.types import Batch, Conditioning
@@ -49,6 +51,7 @@ class DenoiserStageConfig:
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     stream: bool = False  # render or read, and encode, at every step; False: once, into the run folder's cache
     sampling: SamplingConfig | None = None  # the stage's own defaults; None: the recipe's
+    evaluate: EvaluationConfig | None = None  # what is measured on held-out clips during training; None: nothing
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
@@ -57,10 +60,14 @@ class DenoiserStageConfig:
                 raise ConfigError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
         check_prediction(self.predicts, self.schedule)
         check_refines(self.backbone, self.refines, self.pixels)
+        if self.evaluate is not None and (self.refines is not None or self.single_frames == 1):
+            raise ConfigError(f"{self.name}: evaluate is for stages that make clips out of captions alone")
 
 
 class DenoiserStage:
     """Denoising loss over (latents, caption, t, eps), with text dropped for classifier-free guidance."""
+
+    evaluation: Evaluation | None = None  # see `vidiff.train.stage`
 
     def __init__(
         self,
@@ -146,9 +153,14 @@ class DenoiserStage:
             low_res, low_res_t = low_res[:, :, :frames].to(device), torch.zeros(count, device=device)
         cond = Conditioning(self.text.embedding(captions).to(device), first, low_res, low_res_t)
         denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
-        noise = SeededNoise(range(count)).randn(*latents[0, :, :frames].shape).to(device)
+        noise, shape = SeededNoise(range(count)), latents[0, :, :frames].shape
         latents = sample(
-            denoise, self.config.schedule, self.sampling.solver, noise, replace(self.sampling, num_steps=12).times()
+            denoise,
+            self.config.schedule,
+            self.sampling.solver,
+            noise.randn(*shape).to(device),
+            replace(self.sampling, num_steps=12).times(),
+            randn=lambda: noise.randn(*shape).to(device),
         )
         clips = to_uint8(self.autoencoder.decode(latents)).cpu()
         return {self.data.key(i): clips[i] for i in range(count)}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from vidiff.checkpoint import model_hash, save_model
 from vidiff.data.clips import Clips, ClipsConfig, open_clips
 from vidiff.data.dataset import DataConfig
 from vidiff.data.fates import write_skipped
+from vidiff.diffusion.denoiser import Denoiser
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, sha256_of, write_text
+from vidiff.metrics.embedded import EvaluatorModelConfig
 from vidiff.model_folder import (
     AUTOENCODER,
     ModelConfig,
@@ -28,16 +31,20 @@ from vidiff.model_folder import (
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.build import Autoencoder
 from vidiff.models.pixels import PixelAutoencoder
+from vidiff.models.two_level import TwoLevelDiTConfig
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig, build_text_encoder
 from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageConfig
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
+from vidiff.train.contrast import ContrastCaptions
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
+from vidiff.train.held_out import HeldOutEvaluation, check_evaluated
 from vidiff.train.stream import Latents, StreamedLatents, StreamedText
-from vidiff.train.trainer import device, differences, train
-from vidiff.types import Size
-from vidiff.weights import WEIGHTS_NAME
+from vidiff.train.trainer import device, differences, is_main_process, train
+from vidiff.types import LatentSpec, Size, TextEncoder
+from vidiff.weights import WEIGHTS_NAME, read_tensors
 
-StageConfig = AutoencoderStageConfig | DenoiserStageConfig
+StageConfig = AutoencoderStageConfig | DenoiserStageConfig | EvaluatorStageConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,9 @@ class Recipe:
             if isinstance(stage, DenoiserStageConfig):
                 _check_uses(stage, earlier)
                 _check_sizes(stage, stage.data or self.data)
-            elif stage.decoder_of is not None:
+                if stage.evaluate is not None:
+                    check_evaluated(stage.name, stage.evaluate, stage.data or self.data)
+            elif isinstance(stage, AutoencoderStageConfig) and stage.decoder_of is not None:
                 _check_decoder(stage, earlier)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
@@ -107,16 +116,18 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
     """Train the stages that are not finished yet and return the model folder of the last one.
 
     ``run_dir`` then holds the resolved recipe, a folder for each stage (checkpoints, log, pictures, and ``export``,
-    its moving average), the cache, and ``model``, in ``dtype``, if the last stage is a denoiser.
+    its moving average), the cache, and ``model``, in ``dtype``, if there is a denoiser or the last stage an evaluator.
     """
     opened: dict[ClipsConfig, Clips] = {}
     with run_lock(run_dir):
         write_text(run_dir / "config.yaml", config.dump(recipe))
         for stage in recipe.stages:
-            settings = stage.data or recipe.data
-            if settings not in opened:
-                opened[settings] = _opened(settings, run_dir, "" if stage.data is None else f"-{stage.name}", console)
-            identity = _identity(stage, recipe, opened[settings], run_dir)
+            sources = _sources(stage, recipe)
+            for settings, suffix in sources.items():
+                if settings not in opened:
+                    opened[settings] = _opened(settings, run_dir, suffix, console)
+            data = [opened[settings] for settings in sources]
+            identity = _identity(stage, recipe, data, run_dir)
             record = {"identity": identity, "trainer": config.to_dict(stage.trainer)}
             done = run_dir / stage.name / "export" / "stage.json"  # written last: a killed export does not count
             if done.is_file() and not any(differences(json.loads(done.read_text()), record)):
@@ -124,30 +135,49 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                 continue
             match stage:
                 case AutoencoderStageConfig():
-                    _train_autoencoder(stage, opened[settings], run_dir, console, identity)
+                    _train_autoencoder(stage, data[0], run_dir, console, identity)
                 case DenoiserStageConfig():
-                    _train_denoiser(stage, recipe, opened[settings], run_dir, console, identity)
+                    _train_denoiser(stage, recipe, data[0], run_dir, console, identity)
+                case EvaluatorStageConfig():
+                    _train_evaluator(stage, recipe, data, run_dir, console, identity)
             write_text(done, json.dumps(record, indent=1))
         return _assembled(recipe, run_dir, dtype)
 
 
-def _identity(stage: StageConfig, recipe: Recipe, data: Clips, run_dir: Path) -> dict[str, Any]:
+def _sources(stage: StageConfig, recipe: Recipe) -> dict[ClipsConfig, str]:
+    """Return what a stage learns from, each with what its files in the run folder are called by."""
+    sources = {stage.data or recipe.data: "" if stage.data is None else f"-{stage.name}"}
+    if isinstance(stage, EvaluatorStageConfig) and stage.also is not None:
+        sources.setdefault(stage.also, f"-{stage.name}-also")
+    return sources
+
+
+def _identity(stage: StageConfig, recipe: Recipe, data: list[Clips], run_dir: Path) -> dict[str, Any]:
     """Return all that decides what ``stage`` learns: checkpoints and exports of anything else are of no use to it."""
-    settings = config.to_dict(stage)
-    del settings["trainer"]
-    identity: dict[str, Any] = {"stage": settings, "data": data.fingerprint}
+    identity = decisive(stage, recipe) | {"data": " ".join(source.fingerprint for source in data)}
+    uses: tuple[str | None, ...] = ()
     if isinstance(stage, DenoiserStageConfig):
-        del settings["sampling"]  # may be chosen when all is trained, as may this noise
-        if stage.refines is not None:
-            del settings["refines"]["noise"]
-        identity["text"] = config.to_dict(recipe.text)
         uses = (stage.autoencoder if stage.pixels is None else None, stage.starts_from)
-    else:
-        uses = (stage.decoder_of, None)
+    elif isinstance(stage, AutoencoderStageConfig):
+        uses = (stage.decoder_of,)
     for name in uses:
         if name is not None:
             identity[f"weights of {name}"] = sha256_of(run_dir / name / "export" / WEIGHTS_NAME)
     return identity
+
+
+def decisive(stage: StageConfig, recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that decide what ``stage`` learns, as plain data."""
+    settings = config.to_dict(stage)
+    del settings["trainer"]
+    found: dict[str, Any] = {"stage": settings}
+    if isinstance(stage, DenoiserStageConfig):
+        del settings["sampling"], settings["evaluate"]  # may be chosen when all is trained, as may this noise
+        if stage.refines is not None:
+            del settings["refines"]["noise"]
+    if not isinstance(stage, AutoencoderStageConfig):
+        found["text"] = config.to_dict(recipe.text)
+    return found
 
 
 def _opened(settings: ClipsConfig, run_dir: Path, suffix: str, console: Console) -> Clips:
@@ -186,7 +216,7 @@ def _train_denoiser(
     # Put where training will run once and for all: previews and streamed batches use it from two threads.
     autoencoder = _autoencoder(stage_config, run_dir).to(device())
     encoder = build_text_encoder(recipe.text, device())
-    model_config = _model_config(stage_config, recipe, encoder.dim, data)
+    model_config = model_config_of(stage_config, recipe, encoder.dim, data.config, data.fps)
     cache = run_dir / "cache"
     latents: Latents
     if stage_config.stream:
@@ -202,9 +232,57 @@ def _train_denoiser(
         else cached_text(cache, encoder, encoder.fingerprint, data, console)
     )
     stage = DenoiserStage(stage_config, model_config, data, latents, text, autoencoder, identity)
+    if stage_config.evaluate is not None and is_main_process():
+        stage.evaluation = _evaluation(stage_config, model_config, autoencoder, encoder, run_dir, console)
     if stage_config.starts_from is not None:
-        start = load_denoiser(run_dir / stage_config.starts_from / "export", model_config, autoencoder.latents)
-        stage.denoiser.load_state_dict(start.state_dict())
+        _start_from(run_dir / stage_config.starts_from / "export", stage.denoiser, model_config, autoencoder.latents)
+    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
+    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+
+
+def _evaluation(
+    stage: DenoiserStageConfig,
+    model_config: ModelConfig,
+    autoencoder: Autoencoder,
+    encoder: TextEncoder,
+    run_dir: Path,
+    console: Console,
+) -> HeldOutEvaluation:
+    """Return what measures the model of ``stage`` on held-out clips while it is trained."""
+    assert stage.evaluate is not None
+    data = _opened(stage.evaluate.data, run_dir, f"-{stage.name}-evaluation", console)
+    note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    folder = run_dir / stage.name / "evaluation"
+    with console.status("preparing the evaluation"):
+        return HeldOutEvaluation(stage.evaluate, model_config, autoencoder, encoder, data, folder, note)
+
+
+def _start_from(folder: Path, denoiser: Denoiser, settings: ModelConfig, latents: LatentSpec) -> None:
+    """Give ``denoiser`` the weights of an earlier stage, which may be the coarse level of one of two levels."""
+    earlier: ModelConfig = read_config(ModelConfig, folder)
+    if isinstance(settings.backbone, TwoLevelDiTConfig) and settings.backbone.coarse == earlier.backbone:
+        start = load_denoiser(folder, earlier, latents)
+        coarse = {f"coarse.{name}": weight for name, weight in start.backbone.state_dict().items()}
+        denoiser.backbone.load_state_dict(denoiser.backbone.state_dict() | coarse)
+        denoiser.null_tokens.data.copy_(start.null_tokens)
+    else:
+        denoiser.load_state_dict(load_denoiser(folder, settings, latents).state_dict())
+
+
+def _train_evaluator(
+    stage_config: EvaluatorStageConfig,
+    recipe: Recipe,
+    sources: list[Clips],
+    run_dir: Path,
+    console: Console,
+    identity: dict[str, Any],
+) -> None:
+    encoder = build_text_encoder(recipe.text, device())
+    model_config = EvaluatorModelConfig(evaluator=stage_config.evaluator, text=recipe.text, text_dim=encoder.dim)
+    data, cache = ContrastCaptions(sources), run_dir / "cache"
+    clips = [clip for source in sources for clip in cached_clips(cache, source, console)]
+    text = cached_text(cache, encoder, encoder.fingerprint, data, console)
+    stage = EvaluatorStage(stage_config, model_config, data, clips, text, identity)
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
@@ -217,8 +295,10 @@ def _autoencoder(stage: DenoiserStageConfig, run_dir: Path) -> Autoencoder:
     )
 
 
-def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, data: Clips) -> ModelConfig:
-    size = data.config
+def model_config_of(
+    stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, size: ClipsConfig, fps: float
+) -> ModelConfig:
+    """Return what a folder says about the model that ``stage`` trains on clips of ``size`` at ``fps``."""
     return ModelConfig(
         name=recipe.name,
         backbone=stage.backbone,
@@ -227,33 +307,41 @@ def _model_config(stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, dat
         schedule=stage.schedule,
         predicts=stage.predicts,
         sampling=stage.sampling or recipe.sampling,
-        size=Size(size.frames, size.height, size.width, size.fps or data.fps),
+        size=Size(size.frames, size.height, size.width, fps),
         frames=(1 if stage.single_frames or stage.starts_from else size.frames, size.frames),
         pixels=stage.pixels,
         refines=stage.refines,
     )
 
 
+def decoders_of(autoencoder: str, recipe: Recipe) -> list[str]:
+    """Return the stage that trains an autoencoder, and those that train its decoder on from there, newest last."""
+    decoders = [autoencoder]
+    for other in recipe.stages:
+        if isinstance(other, AutoencoderStageConfig) and other.decoder_of in decoders:
+            decoders.append(other.name)
+    return decoders
+
+
 def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
     """Put the base denoiser, its autoencoder and the stages that refine together as one self-contained folder."""
     denoisers = [stage for stage in recipe.stages if isinstance(stage, DenoiserStageConfig)]
     bases = [stage for stage in denoisers if stage.refines is None]
+    folder, last = run_dir / "model", run_dir / recipe.stages[-1].name / "export"
+    if not bases and not isinstance(recipe.stages[-1], EvaluatorStageConfig):
+        return last
+    shutil.rmtree(folder, ignore_errors=True)
     if not bases:
-        return run_dir / recipe.stages[-1].name / "export"
+        found = read_config(EvaluatorModelConfig, last)
+        save_model(folder, config.to_dict(found), read_tensors(last / WEIGHTS_NAME), dtype=dtype)
+        return folder
     base = bases[-1]
     starts = {stage.starts_from for stage in denoisers}
     refiners = [stage for stage in denoisers if stage.refines is not None and stage.name not in starts]
-    folder = run_dir / "model"
-    shutil.rmtree(folder, ignore_errors=True)
     for stage in (base, *refiners):
         if stage.pixels is None and not (folder / AUTOENCODER).exists():
-            decoders = [stage.autoencoder]  # and what was trained on from there, newest last
-            decoders += [
-                other.name
-                for other in recipe.stages
-                if isinstance(other, AutoencoderStageConfig) and other.decoder_of in decoders
-            ]
-            save_autoencoder(folder / AUTOENCODER, load_autoencoder(run_dir / decoders[-1] / "export"), dtype)
+            decoder = decoders_of(stage.autoencoder, recipe)[-1]
+            save_autoencoder(folder / AUTOENCODER, load_autoencoder(run_dir / decoder / "export"), dtype)
     for stage, target in ((base, folder), *((stage, folder / stage.name) for stage in refiners)):
         export = run_dir / stage.name / "export"
         trained: ModelConfig = read_config(ModelConfig, export)

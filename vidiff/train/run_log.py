@@ -1,7 +1,10 @@
 """What a run leaves to look at: log.jsonl, TensorBoard, pictures, and a progress bar while it lasts."""
 
 import json
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,24 @@ class RunLog:
         self.progress.update(self.task, speed=f"{speed:.1f} samples/s", losses=losses)
         if not self.console.is_terminal:
             self.console.print(f"{self.name} {step} {speed:.1f} samples/s {losses}", soft_wrap=True, highlight=False)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside out of the throughput."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - started
+
+    def measured(self, step: int, values: dict[str, float]) -> None:
+        """Write and show the values of an evaluation; JSON holds no NaN, so that only finite ones are kept."""
+        named = {f"eval/{name}": value for name, value in values.items() if math.isfinite(value)}
+        files.append_line(self.run_dir / LOG_NAME, json.dumps({"step": step, **named}))
+        for name, value in named.items():
+            self.writer.add_scalar(name, value, step)
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.note(f"{self.name} {step} evaluation: {shown}")
 
     def clips(self, step: int, clips: dict[str, Tensor]) -> None:
         """Write a contact sheet of each clip (uint8 (F, H, W, 3)), as PNG and to TensorBoard."""

@@ -8,6 +8,19 @@ from torch import Tensor, nn
 from vidiff.types import Batch
 
 
+class Evaluation(Protocol):
+    """What a stage may hold as ``evaluation``: measured every ``every`` steps and at the last one."""
+
+    every: int
+
+    def measure(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return values by name, of ``model`` (the moving average) after ``step`` steps.
+
+        Nothing that training depends on may change. A UserError is noted, and training goes on.
+        """
+        ...
+
+
 class Stage(Protocol):
     """One stage of a recipe: the modules to train, the samples they see, and the losses."""
 

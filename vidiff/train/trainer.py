@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from vidiff import checkpoint
 from vidiff.data.order import batch_indices, grouped_batch_indices
-from vidiff.errors import CheckpointError, ConfigError, NumericalError
+from vidiff.errors import CheckpointError, ConfigError, NumericalError, UserError
 from vidiff.train.ema import EMA
 from vidiff.train.interrupt import StopRequest, deferred_signals
 from vidiff.train.optim import OptimizerConfig, Optimizers, lr_factor
 from vidiff.train.run_log import RunLog
-from vidiff.train.stage import Stage
+from vidiff.train.stage import Evaluation, Stage
 from vidiff.types import Batch
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class _Run:
         for model in stage.models.values():
             model.to(device).train()
         self.ema = EMA(stage.models["model"], config.ema_decay)
+        self.evaluation: Evaluation | None = getattr(stage, "evaluation", None)
         self.players: dict[str, nn.Module] = {}
         self.optimizers: dict[str, Optimizers] = {}
         for name, model in stage.models.items():
@@ -144,6 +145,18 @@ class _Run:
             self.log.scalars(self.step, values)
         if main and (self.step % self.config.preview_every == 0 or self.step == self.config.max_steps):
             self.log.clips(self.step, self.stage.preview(self.ema.shadow))
+        evaluation = self.evaluation
+        if main and evaluation and (self.step % evaluation.every == 0 or self.step == self.config.max_steps):
+            self._evaluate(evaluation)
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        """Measure the moving average. What cannot be measured must not end the training, or change it."""
+        try:
+            with self.log.paused():
+                values = evaluation.measure(self.ema.shadow, self.step)
+            self.log.measured(self.step, values)
+        except UserError as error:
+            self.log.note(f"{self.stage.name} {self.step}: not evaluated: {error}")
 
     def _update(
         self, name: str, player: nn.Module, number: int, step: int, parts: list[Batch], factor: float
@@ -241,6 +254,14 @@ def device() -> torch.device:
     from accelerate import PartialState
 
     found: torch.device = PartialState().device
+    return found
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process that writes what `train` leaves."""
+    from accelerate import PartialState
+
+    found: bool = PartialState().is_main_process
     return found
 
 

@@ -1,0 +1,218 @@
+"""What ``evaluate`` does with its arguments: which sets, measured how, and written where."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidiff.errors import ConfigError
+from vidiff.evaluation import (
+    Hearing,
+    Options,
+    References,
+    generated_by,
+    measured,
+    open_references,
+    opened,
+    prompts_of,
+    relabeled,
+)
+from vidiff.files import write_text
+from vidiff.metrics import ab as comparing
+from vidiff.metrics.ab import Row
+from vidiff.metrics.clip_set import open_clip_set
+from vidiff.metrics.evaluate import Tools
+from vidiff.metrics.report import markdown as as_markdown
+from vidiff.metrics.report import write_report
+from vidiff.metrics.results import Clip, Results, Value, read_results
+from vidiff.metrics.tools import Reading, build_tools
+from vidiff.metrics.verdict import cost, interval_text, numbers, standings, verdict
+from vidiff.train.checkpoint_model import TrainedModel, checkpoint_models
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured, or shown beside it."""
+
+    models: tuple[str, ...] = ()
+    generated: tuple[Path, ...] = ()
+    results: tuple[Path, ...] = ()
+    ab: tuple[str, str] | None = None
+    prompts: Path | None = None
+    device: str | None = None
+    by: str | None = None
+
+
+def run(
+    asked: Asked, options: Options, weights: Sequence[str], reading: Reading, hearing: Hearing
+) -> tuple[list[Results], list[Row]]:
+    """Return the results of everything that was asked for, and of two the comparison.
+
+    Raises:
+        ConfigError: if nothing is to be measured, or options contradict one another.
+        DataError: if clips do not do.
+    """
+    from vidiff.cli.devices import chosen_device
+    from vidiff.pipeline import find_model
+
+    if asked.ab is not None and (asked.models or asked.generated or asked.results):
+        raise ConfigError("--ab names both sides: leave out --model, --generated and --results")
+    named = asked.ab or (*asked.models, *map(str, asked.generated), *map(str, asked.results))
+    if not named:
+        raise ConfigError("nothing to measure: give --model, --generated or --ab")
+    sides, trained = checkpoint_models(named, options.out / "models")
+    if asked.ab is not None and len(sides) != 2:
+        raise ConfigError(f"--ab compares two: name one checkpoint of a stage, such as {sides[-1]}")
+    device = chosen_device(asked.device)
+    told = _weights(weights)
+    models = set(asked.models)
+    references, tools = References(None, None), None
+    found = []
+    for side in sides:
+        if side.endswith(".json") and Path(side).is_file():
+            found.append(read_results(Path(side)))
+            continue
+        if tools is None:
+            references, tools = open_references(options, hearing), build_tools(told, reading, device)
+        if side in models or side in trained or not Path(side).is_dir() or (Path(side) / "config.yaml").is_file():
+            model = trained.get(side) or TrainedModel(side, find_model(side))
+            found.append(_of_model(model, asked, device, references, tools, options, hearing))
+        else:
+            clips = opened(Path(side), options, hearing)
+            found.append(measured(side, clips, references, tools, options, hearing))
+    found = relabeled(found)
+    return found, comparing.compared(*found, seed=options.seed) if asked.ab is not None else []
+
+
+def _of_model(
+    model: TrainedModel,
+    asked: Asked,
+    device: "torch.device",
+    references: References,
+    tools: Tools,
+    options: Options,
+    hearing: Hearing,
+) -> Results:
+    from vidiff.pipeline import load
+
+    pipeline = load(model.folder, device)
+    prompts = _prompts(asked.prompts, options.count) if asked.prompts else prompts_of(references.real, options.count)
+    clips, seconds = generated_by(pipeline, model.label, prompts, options, hearing)
+    return measured(model.label, clips, references, tools, options, hearing, seconds, model.step)
+
+
+def _prompts(path: Path, count: int | None) -> list[str]:
+    from vidiff.cli.jobs import plan
+
+    return list(dict.fromkeys(job.prompt for job in plan(None, path, None, None, 0, 1, None)))[:count]
+
+
+def _weights(given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        kind, _, path = text.partition("=")
+        if not path:
+            raise ConfigError(f"--weights {text}: write KIND=PATH, such as clip=clip-vit-base-patch32/")
+        found[kind] = path
+    return found
+
+
+def written(
+    found: Sequence[Results],
+    rows: Sequence[Row],
+    asked: Asked,
+    report: Path | None,
+    markdown: Path | None,
+    json_path: Path | None,
+) -> str:
+    """Write what was asked for, and return what is printed: all values with their protocols, then the verdict."""
+    if json_path is not None:
+        for number, one in enumerate(found):
+            path = json_path if len(found) == 1 else json_path.with_stem(f"{json_path.stem}-{number + 1}")
+            write_text(path, json.dumps(one.to_dict(), indent=1) + "\n")
+    if markdown is not None:
+        write_text(markdown, as_markdown(found, rows))
+    if report is not None:
+        write_report(report, found, comparison=rows, by=asked.by)
+    lines = [line for standing in standings(found) for line in _lines(standing.name, standing.entries)]
+    lines += ["", *(row.text() for row in rows)] if rows else []
+    best = _best(found, asked.by)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *verdict(found, comparing.sentences(rows, [one.label for one in found])),
+            *([best] if best else []),
+        ]
+    )
+
+
+def _lines(name: str, entries: Sequence[tuple[Results, Value]]) -> list[str]:
+    values = [value for _, value in entries]
+    lines = [name]
+    for one, value in entries:
+        shown, floor = numbers(values, value.value, value.floor)
+        label = f"{one.label}: " if len(entries) > 1 else ""
+        lines.append(f"  {label}{shown}  95% {interval_text(values, value)}  floor {floor}")
+    return lines + [f"  {note}" for note in dict.fromkeys(value.note for value in values) if note]
+
+
+def _best(found: Sequence[Results], by: str | None) -> str:
+    """Return which of several results is the best one by a metric."""
+    if by is None or len(found) < 2:
+        return ""
+    scores = [(cost(value, value.value), one.label) for one in found for value in one.values if value.metric == by]
+    if not scores:
+        raise ConfigError(f"--by {by}: no result has this metric")
+    return f"Best by {by}: {min(scores)[1]}."
+
+
+def contenders(sides: Sequence[str]) -> list[Results]:
+    """Return the clips of folders or of files of results, for the arena."""
+    found = []
+    for side in sides:
+        if side.endswith(".json"):
+            found.append(read_results(Path(side)))
+        else:
+            clips = open_clip_set(Path(side)).clips
+            found.append(
+                Results(
+                    side, (), tuple(Clip(_identity(c.prompt, c.seed, c.key), c.path, c.prompt, c.seed) for c in clips)
+                )
+            )
+    return [replace(one, clips=_matched(one.clips)) for one in relabeled(found)]
+
+
+def _identity(prompt: str, seed: int | None, key: str) -> str:
+    return f"{prompt} #{seed}" if prompt else key
+
+
+def _matched(clips: Sequence[Clip]) -> tuple[Clip, ...]:
+    """Return the clips under keys that other models' clips of the same prompt and seed have, too."""
+    return tuple(replace(clip, key=_identity(clip.prompt, clip.seed, clip.key)) for clip in clips)
+
+
+def tallied(path: Path, seed: int) -> str:
+    """Return what a file of votes comes to: win rates of every two models, and ratings of all."""
+    from vidiff.metrics.arena import read_votes
+    from vidiff.metrics.comparison import ratings, win_rate
+
+    votes = read_votes(path)
+    if not votes:
+        return f"{path}: no votes yet"
+    lines = []
+    for first, second in sorted({tuple(sorted((vote.first, vote.second))) for vote in votes}):
+        between = [vote for vote in votes if {vote.first, vote.second} == {first, second}]
+        scores = [vote.score if vote.first == first else 1 - vote.score for vote in between]
+        rate = win_rate(scores.count(1), scores.count(0), scores.count(0.5))
+        lines.append(
+            f"{first} against {second}: wins {rate.rate:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.votes} votes,"
+            f" {scores.count(0.5)} ties"
+        )
+    for name, rating in ratings(votes, seed).items():
+        lines.append(f"{name}: Elo {rating.rating:.0f} ({rating.low:.0f} to {rating.high:.0f}), {rating.votes} votes")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Two models against each other: pairs, intervals, and a correction for looking many times."""
+
+import numpy as np
+import pytest
+
+from vidiff.errors import DataError
+from vidiff.metrics.ab import compared, sentences
+from vidiff.metrics.results import Clip, Results, Value
+
+
+def result(label, scores, better="higher", metric="following", seeds=1, protocol="oracle", **more):
+    clips = tuple(Clip(f"{label}{i}", "", f"prompt {i // seeds}", i % seeds) for i in range(len(scores)))
+    per_clip = {clip.key: float(score) for clip, score in zip(clips, scores, strict=True)}
+    protocol = f"{protocol},n={len(scores)},ref=x"
+    return Results(label, (Value(metric, protocol, float(np.mean(scores)), better, per_clip=per_clip, **more),), clips)
+
+
+def test_pairs_of_one_prompt_and_seed_show_what_intervals_hide():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 1, 40)  # prompts differ far more than models do
+    (row,) = compared(result("a", hard + 0.1 + rng.normal(0, 0.02, 40)), result("b", hard))
+    assert row.better == "a" and row.p_value < 0.001 and row.low < 0.1 < row.high
+    assert row.how == "40 pairs of 40 prompts"
+    assert "a is better" in row.text() and sentences([row], ("a", "b")) == ["a is better than b on following."]
+
+
+@pytest.mark.parametrize(("better", "wins"), [("lower", "b"), ("higher", "a")])
+def test_which_way_is_better_counts(better, wins):
+    scores = np.linspace(0, 1, 20)
+    (row,) = compared(result("a", scores + 1, better), result("b", scores, better))
+    assert row.better == wins
+
+
+def test_equal_models_are_rarely_told_apart():
+    rng = np.random.default_rng(1)
+    found = [compared(result("a", rng.normal(size=30)), result("b", rng.normal(size=30)), k)[0] for k in range(60)]
+    assert sum(bool(row.better) for row in found) <= 8
+
+
+def test_many_metrics_are_corrected_for():
+    rng = np.random.default_rng(2)
+    sides = []
+    for label in "ab":
+        parts = [result(label, rng.normal(size=30), metric=f"m{i}") for i in range(40)]
+        sides.append(Results(label, tuple(p.values[0] for p in parts), parts[0].clips))
+    rows = compared(*sides)
+    assert sum(row.p_value < 0.05 for row in rows) >= 1 and not any(row.better for row in rows)
+    assert sentences(rows, "ab")[0].startswith("No difference shows on m0")
+
+
+def test_set_level_values_are_compared_by_their_intervals():
+    def fd(label, number, half):
+        return Results(label, (Value("fd", f"p,n={number}", number, "lower", (number - half, number + half)),))
+
+    (row,) = compared(fd("a", 10, 1), fd("b", 14, 1))
+    assert row.better == "a" and row.how == "two intervals"
+    assert np.allclose((row.low, row.high), (-4 - 2**0.5, -4 + 2**0.5))
+    assert compared(fd("a", 10, 3), fd("b", 12, 3))[0].better == ""
+
+
+def test_clips_of_other_prompts_pair_by_name():
+    a, b = (
+        Results(s, (Value("m", "p", 0, "higher", per_clip={str(i): x + i for i in range(8)}),),
+                tuple(Clip(str(i), "") for i in range(8)))
+        for s, x in (("a", 1.0), ("b", 0.0))
+    )  # fmt: skip
+    assert compared(a, b)[0].how == "8 pairs of 8 prompts"
+
+
+def test_two_results_need_a_metric_of_one_protocol():
+    with pytest.raises(DataError, match="no metric of one protocol"):
+        compared(result("a", [1.0, 2.0]), result("b", [1.0, 2.0], protocol="another"))

@@ -1,0 +1,261 @@
+"""The sprites' meter: its clips are the real ones, and it says what the reference says."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.clips import SHARED
+from vidiff.data.sprite_sheets import Sheets, _all_names
+from vidiff.data.sprites import character_of, stated_in
+from vidiff.data.video_write import write_video
+from vidiff.errors import DataError
+from vidiff.metrics.clip_set import open_clip_set
+from vidiff.metrics.following import can_be_judged, following_values
+from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.sprite_oracle import judge_sprite, with_value
+
+SPRITES, REFERENCE = SHARED / "data/sprites", SHARED / "tools/sprite_oracle.py"
+COUNT = 20
+
+HERO = character_of(
+    {
+        **{"sex": "female", "skin": "tanned", "hair": "messy1", "hair_color": "gray", "torso": "plate armor"},
+        **{"legs": "red pants", "feet": "metal boots", "head": "red bandana", "cape": "green"},
+        **{"action": "walk", "direction": "left", "background": "sand"},
+    }
+)
+CAPTION = (
+    "pixel art of a tanned lady with messy grey hair wearing plate armor, red pants, metal boots, red bandana and a "
+    "green cape, strolling to the left, on a sand background"
+)
+STATED = stated_in(CAPTION, HERO)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sheets on which every garment is a box of its own color, at a place that tells row and column."""
+    home = tmp_path_factory.mktemp("sprites") / "sheets"
+    bands = ("behind_body", "body", "feet", "legs", "torso", "hair", "head")
+    for name in _all_names():
+        cells = np.zeros((21, 64, 13, 64), np.uint8)
+        y = 9 * bands.index(name.split("/")[0])
+        for row in range(21):
+            for column in range(13):
+                cells[row, y : y + 8, column, 3 * column + row % 4 : 3 * column + row + 4] = 1
+        sheet = Image.fromarray(cells.reshape(21 * 64, 13 * 64))
+        sheet.putpalette([0, 0, 0, *hashlib.sha256(name.encode()).digest()[:3]])
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(home / f"{name}.png", transparency=0, compress_level=1)
+    return home
+
+
+@pytest.fixture(scope="module")
+def sheets(folder):
+    return Sheets(folder)
+
+
+def followed(clip, sheets, fps=12):
+    return judge_sprite(clip, fps, HERO, STATED, sheets).followed
+
+
+def test_actions_go_on_go_back_or_end(sheets):
+    cast, walk, shoot, fall = (
+        sheets.clip(with_value(HERO, "action", name)) for name in ("cast", "walk", "shoot", "fall")
+    )
+    assert cast.shape == (17, 64, 64, 3) and cast.dtype == np.uint8
+    assert (cast[7] == cast[5]).all() and (cast[12] == cast[0]).all()
+    assert (walk[8] == walk[0]).all() and (walk[1] != walk[0]).any()
+    assert (shoot[13] == shoot[0]).all() and (fall[5:] == fall[5]).all() and (fall[4] != fall[5]).any()
+    assert tuple(cast[0, -1, -1]) == (206, 182, 132)
+
+
+def test_what_was_changed_is_what_is_not_followed(sheets):
+    assert len(STATED) == 11 and all(followed(sheets.clip(HERO), sheets).values())
+    others = {"skin": "orc", "torso": "red robe", "feet": "none", "cape": "none", "direction": "up", "action": "slash"}
+    for name, value in others.items():
+        verdict = judge_sprite(sheets.clip(with_value(HERO, name, value)), 12, HERO, STATED, sheets)
+        assert [known for known, right in verdict.followed.items() if not right] == [name]
+        assert getattr(verdict.character, name) == value and verdict.psnr > 70
+
+
+def test_what_cannot_be_seen_is_not_followed(sheets):
+    class Barefoot:
+        def clip(self, character):
+            return sheets.clip(replace(character, feet="none"))
+
+    found = followed(sheets.clip(replace(HERO, feet="none")), Barefoot())
+    assert [name for name, right in found.items() if not right] == ["feet"]
+
+
+def test_larger_and_faster_clips_are_brought_to_size(sheets):
+    clip = sheets.clip(HERO)
+    assert all(followed(clip.repeat(2, 0).repeat(2, 1).repeat(2, 2), sheets, fps=24).values())
+    fallen = with_value(HERO, "action", "fall")
+    verdict = judge_sprite(sheets.clip(fallen)[:6], 12, HERO, STATED, sheets)  # a short clip stands still
+    assert verdict.character == fallen and verdict.psnr > 70
+
+
+@pytest.mark.parametrize(
+    "clip, fps, word",
+    [
+        (np.zeros((17, 64, 32, 3), np.uint8), 12, "square, not 32x64"),
+        (np.zeros((17, 64, 64, 3), np.float32), 12, "uint8"),
+        (np.zeros((0, 64, 64, 3), np.uint8), 12, "uint8"),
+        (np.zeros((17, 64, 64, 3), np.uint8), 0, "frames a second"),
+    ],
+)
+def test_what_is_no_clip_is_refused(clip, fps, word, sheets):
+    with pytest.raises(DataError, match=word):
+        followed(clip, sheets, fps)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"torso": "plate armour"}, "Did you mean plate armor"),
+        ({"hair": "../../secret"}, "no sprite has the hair"),
+        ({"skin": "skeleton"}, "no sprite has the skin"),
+        ({"action": "fall"}, "no sprite has the direction"),
+        ({"sex": ["male"]}, "no sprite has the sex"),
+        ({"mood": "good"}, "do not describe a sprite"),
+    ],
+)
+def test_attributes_that_no_sprite_has_are_refused(change, word):
+    with pytest.raises(DataError, match=word):
+        character_of(asdict(HERO) | change)
+
+
+def test_only_what_a_caption_says_is_stated():
+    fewer = stated_in("a game sprite of a tanned woman wearing red pants and a green cape, walking facing left", HERO)
+    assert set(fewer) == {"skin", "legs", "cape", "action", "direction"}
+    with pytest.raises(DataError, match="states none"):
+        stated_in("a cat", HERO)
+
+
+def spoiled(kind, path):
+    path.unlink()
+    if kind == "gone":
+        return "1 of 273 sheets of the sprites are missing"
+    if kind == "link":
+        other = path.parents[9] / "elsewhere.png"
+        Image.new("RGBA", (832, 1344)).save(other)
+        path.symlink_to(other)
+        return "leads out of"
+    if kind == "small":
+        Image.new("RGBA", (64, 64)).save(path)
+        return "has 64x64 pixels where a sheet has 832x1344"
+    path.write_bytes({"text": b"no image", "cut": b"\x89PNG\r\n\x1a\n", "huge": bytes(5 << 20)}[kind])
+    return "more than 4 MiB" if kind == "huge" else "not a PNG image"
+
+
+@pytest.mark.parametrize("kind", ["gone", "link", "small", "text", "cut", "huge"])
+def test_wrong_sheets_are_named(kind, folder, tmp_path):
+    home = tmp_path / "a/b/c/d/e/f/sheets"
+    shutil.copytree(folder, home, copy_function=os.link)
+    name = "legs/pants/female/red_pants_female"
+    word = spoiled(kind, home / f"{name}.png")
+    with pytest.raises(DataError, match=word) as error:
+        Sheets(home).clip(HERO)
+    assert name in str(error.value)
+
+
+def test_an_evaluation_judges_sprites_beside_their_sheets(folder, sheets, tmp_path):
+    for home in ("data", "made"):
+        (tmp_path / home).mkdir()
+    row = {"caption": CAPTION, "attributes": asdict(HERO)}
+    (tmp_path / "data/0.json").write_text(json.dumps(row))
+    write_video(tmp_path / "data/0.mp4", sheets.clip(HERO), 12, lossless=True)
+    for index, shown in enumerate((HERO, replace(HERO, legs="teal pants", background="dark"))):
+        write_video(tmp_path / f"made/{index}.mp4", sheets.clip(shown), 12, lossless=True)
+        (tmp_path / f"made/{index}.txt").write_text(CAPTION)
+    data, made = open_clip_set(tmp_path / "data"), open_clip_set(tmp_path / "made")
+    measuring = Measuring(made, data, tmp_path / "cache", workers=1)
+    assert not can_be_judged(measuring)
+    (tmp_path / "data/sheets").symlink_to(folder)
+    assert can_be_judged(measuring)
+    values = {value.metric: value for value in following_values(measuring)}
+    assert values["following"].per_clip == {"0": 1, "1": pytest.approx(9 / 11)}
+    assert values["following"].protocol.startswith("sprite-oracle-1,n=2,m=1,")
+    assert values["following-legs"].value == 0.5 and values["following-hair_color"].value == 1
+    assert (tmp_path / "cache/sprite-oracle-1.jsonl").read_text().count("\n") == 2
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The first validation clips: characters, what their captions state, and frames."""
+    if not (SPRITES / "sheets").is_dir():
+        pytest.skip(f"{SPRITES}: the sprites are not there")
+    clips = open_clip_set(SPRITES / "val-00000.tar", limit=COUNT).clips
+    characters = [character_of(clip.row["attributes"]) for clip in clips]
+    stated = [stated_in(clip.prompt, one) for clip, one in zip(clips, characters, strict=True)]
+    return Sheets(SPRITES / "sheets"), characters, stated, [clip.frames().numpy() for clip in clips]
+
+
+def share(real, clips):
+    sheets, characters, stated, _ = real
+    verdicts = [judge_sprite(*parts, sheets) for parts in zip(clips, [12] * COUNT, characters, stated, strict=True)]
+    return np.mean([right for verdict in verdicts for right in verdict.followed.values()])
+
+
+def noise():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (17, 64, 64, 3), dtype=np.uint8) for _ in range(COUNT)]
+
+
+def test_composed_clips_are_the_real_ones(real):
+    sheets, characters, _, clips = real
+    assert all((sheets.clip(one) == clip).all() for one, clip in zip(characters, clips, strict=True))
+
+
+def test_the_truth_is_right_and_other_clips_and_noise_are_at_chance(real):
+    # Chance is about 0.15: between 1 in 11 (hair) and 1 in 4 (direction).
+    assert share(real, real[3]) >= 0.98
+    assert share(real, [*real[3][1:], real[3][0]]) < 0.3
+    assert share(real, noise()) < 0.25
+
+
+@pytest.fixture(scope="module")
+def reference():
+    if not REFERENCE.is_file():
+        pytest.skip(f"{REFERENCE}: the reference is not there")
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location("sprite_oracle_reference", REFERENCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # it finds its neighbor by sys.path
+    sys.path[:] = before
+    return module
+
+
+def test_the_reference_reads_captions_alike(real, reference):
+    for clip in open_clip_set(SPRITES / "val-00000.tar", limit=200).clips:
+        attributes = clip.row["attributes"]
+        for caption in (clip.prompt, *clip.row["alt_captions"]):
+            said = stated_in(caption, character_of(attributes))
+            assert set(said) == set(reference.mentioned(caption, attributes))
+
+
+@pytest.mark.parametrize("kind", ["real", "noisy", "blended", "reversed", "noise"])
+def test_the_reference_judges_alike(kind, real, reference):
+    sheets, characters, stated, clips = real
+    composer = reference.Composer(SPRITES / "sheets")
+    rng = np.random.default_rng(1)
+    for index in range(5):
+        clip = {
+            "real": clips[index],
+            "noisy": np.clip(clips[index] + rng.normal(0, 40, clips[index].shape), 0, 255).astype(np.uint8),
+            "blended": clips[index] // 2 + clips[index + 1] // 2,
+            "reversed": clips[index][::-1],
+            "noise": noise()[index],
+        }[kind]
+        asked = asdict(characters[index])
+        found = reference.estimate(clip, asked, composer)
+        right = {name: found[name] == asked[name] for name in stated[index]}
+        assert judge_sprite(clip, 12, characters[index], stated[index], sheets).followed == right

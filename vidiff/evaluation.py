@@ -1,0 +1,197 @@
+"""An evaluation from what the user names to results: clips made where a model is given, then measured."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vidiff
+from vidiff.data.video_write import format_of
+from vidiff.errors import ConfigError, DataError
+from vidiff.generation import Job, Settings, final_size, is_finished, recipe_of, stage_count
+from vidiff.generation import generate as make
+from vidiff.metrics.clip_set import ClipSet, check_alike, check_copies, open_clip_set
+from vidiff.metrics.evaluate import Tools, chosen, evaluate, shared
+from vidiff.metrics.measuring import Measuring, Progress, unseen
+from vidiff.metrics.results import Clip, Results
+from vidiff.pipeline import Pipeline
+from vidiff.processes import ALONE, Share
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all evaluated models share."""
+
+    data: Path | None = None  # real clips, which also say what is asked for
+    train: Path | None = None  # clips that were trained on
+    metrics: tuple[str, ...] | None = None  # None: all that can be measured
+    count: int | None = None  # clips of the data, and prompts; None: all
+    seeds: int = 1  # clips of each prompt
+    stages: str = "base"  # that a model makes clips with
+    batch: int = 8
+    seed: int = 0
+    out: Path = Path("evaluation")  # generated clips and features
+    allow_missing: bool = False  # go on without clips that cannot be read
+    mixed: bool = False  # go on with clips of several sizes and rates
+    command: str = ""
+    share: Share = ALONE  # this process's part of the work
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """Where progress and notes go."""
+
+    note: Callable[[str], None] = print
+    progress: Progress = unseen
+
+
+@dataclass(frozen=True)
+class References:
+    """The real clips of an evaluation."""
+
+    real: ClipSet | None
+    train: ClipSet | None
+
+
+def open_references(options: Options, hearing: Hearing) -> References:
+    """Return the real clips; raises as `opened`."""
+    return References(
+        None if options.data is None else opened(options.data, options, hearing, options.count),
+        None if options.train is None else opened(options.train, options, hearing, None),
+    )
+
+
+def opened(path: Path, options: Options, hearing: Hearing, limit: int | None = None) -> ClipSet:
+    """Return the clips of a folder or of shards.
+
+    Raises:
+        DataError: if there are none, or some cannot be read and going on without them was not allowed.
+    """
+    with hearing.progress(f"opening {path}", 0) as on_clip:
+        found = open_clip_set(path, limit=limit, on_clip=on_clip)
+    if found.unreadable and not options.allow_missing:
+        name, why = found.unreadable[0]
+        raise DataError(
+            f"{path}: {len(found.unreadable)} of {len(found.unreadable) + len(found)} clips cannot be read, such as "
+            f"{name} ({why}); mend or remove them, or go on without them by --allow-missing"
+        )
+    return found
+
+
+def prompts_of(real: ClipSet | None, count: int | None) -> list[str]:
+    """Return the different prompts of the real clips, in their order.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    prompts = list(dict.fromkeys(clip.prompt for clip in real.clips if clip.prompt)) if real is not None else []
+    if not prompts:
+        raise ConfigError("a model needs prompts: give --data with captions, or --prompts FILE")
+    return prompts[:count]
+
+
+def generated_by(
+    pipeline: Pipeline, name: str, prompts: Sequence[str], options: Options, hearing: Hearing
+) -> tuple[ClipSet, float | None]:
+    """Return a model's clips of ``prompts``, and how many seconds one took to make.
+
+    Clips that are there, made by the same model with the same settings, are kept; a run that was interrupted goes on.
+    """
+    folder = options.out / "clips" / f"{_safe(name)}-{pipeline.hash[:12]}"
+    count = stage_count(pipeline, None if options.stages == "all" else options.stages)
+    size = pipeline.config.size
+    sampling = pipeline.config.sampling
+    settings = Settings(*(name, size, sampling, format_of(Path("x.mp4")), 1), device=str(pipeline.device), stages=count)
+    jobs = [
+        Job(prompt, options.seed + k, folder / f"{index:05d}-{options.seed + k}.mp4", sampling.negative)
+        for index, prompt in enumerate(prompts)
+        for k in range(options.seeds)
+    ]
+    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, settings))]
+    if len(waiting) < len(jobs):
+        hearing.note(f"{name}: {len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
+    options.share.wait()  # until all have seen the same ones waiting
+    mine = options.share.of(waiting, options.batch)
+    started = time.monotonic()
+    final = final_size(pipeline, size, count)
+    title = f"{name}: making clips of {final.frames}x{final.width}x{final.height}"
+    with hearing.progress(title, len(mine)) as on_clip:
+        for start in range(0, len(mine), options.batch):
+            make(pipeline, mine[start : start + options.batch], settings, note=hearing.note)
+            on_clip(min(start + options.batch, len(mine)))
+    seconds = (time.monotonic() - started) / len(mine) if mine else None
+    options.share.wait()
+    names = frozenset(job.output.stem for job in jobs)  # the folder may hold those of an evaluation of more prompts
+    return open_clip_set(folder, label=name, only=names), seconds
+
+
+def measured(
+    label: str,
+    clips: ClipSet,
+    references: References,
+    tools: Tools,
+    options: Options,
+    hearing: Hearing,
+    seconds: float | None = None,
+    step: int | None = None,
+) -> Results:
+    """Return what the metrics say of one set of clips.
+
+    Raises:
+        DataError: if the clips do not fit the data or one another, or are too few.
+        ConfigError: if a metric is unknown or cannot be measured.
+    """
+    real = references.real
+    if not options.mixed:
+        check_alike([one for one in (clips, real, references.train) if one is not None])
+    check_copies(clips)
+    measuring = Measuring(
+        *(clips, real, options.out / "features", references.train, options.seed, options.batch),
+        note=hearing.note,
+        progress=hearing.progress,
+        share=options.share,
+    )
+    names = chosen(measuring, tools, options.metrics)
+    values, neighbors = evaluate(measuring, tools, names if options.share.is_main else shared(names))
+    return Results(
+        label=label,
+        values=tuple(values),
+        clips=tuple(Clip(clip.key, clip.path, clip.prompt, clip.seed) for clip in clips.clips),
+        neighbors=neighbors,
+        excluded=clips.unreadable + (() if real is None else real.unreadable),
+        step=step,
+        seconds_per_clip=seconds,
+        command=options.command,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that numbers can depend on."""
+    found = {"vidiff": vidiff.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        import cv2
+
+        found["opencv"] = cv2.__version__
+    except ImportError:
+        pass
+    return found
+
+
+def relabeled(results: Sequence[Results]) -> list[Results]:
+    """Return results whose labels differ: equal ones are numbered."""
+    seen: dict[str, int] = {}
+    found = []
+    for one in results:
+        seen[one.label] = seen.get(one.label, 0) + 1
+        found.append(one if seen[one.label] == 1 else replace(one, label=f"{one.label} ({seen[one.label]})"))
+    return found
+
+
+def _safe(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in name)[-60:].lstrip(
+        "."
+    )

@@ -1,0 +1,280 @@
+"""Which metrics there are, which can be measured on what is given, and measuring them in order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch
+
+from vidiff.errors import ConfigError, DataError, did_you_mean
+from vidiff.metrics.clip_metrics import (
+    FEATURES,
+    TEMPORAL,
+    Aligner,
+    alignment_value,
+    feature_values,
+    pairwise_values,
+    temporal_values,
+)
+from vidiff.metrics.extractors import Extractor, PretrainedExtractor
+from vidiff.metrics.following import can_be_judged, following_values
+from vidiff.metrics.measuring import Measuring, short_hash
+from vidiff.metrics.pairwise import LPIPS, inception_score
+from vidiff.metrics.results import Neighbor, Value
+from vidiff.metrics.set_metrics import (
+    MANIFOLD,
+    NAMES,
+    diversity_values,
+    frechet_values,
+    has_seeds,
+    kernel_values,
+    manifold_values,
+    memorization,
+)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The networks of an evaluation, by kind; what is not there cannot be measured with."""
+
+    extractors: dict[str, Extractor] = field(default_factory=dict)  # see `set_metrics.NAMES`
+    aligners: dict[str, Aligner] = field(default_factory=dict)  # by the metric
+    lpips: LPIPS | None = None
+    lpips_hash: str = ""
+    i3d_ddof: int = 0  # StyleGAN-V divides by N, the rest of the field by N - 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One name that can be asked for."""
+
+    name: str
+    what: str
+    missing: Callable[[Measuring, Tools], str]  # why it cannot be measured, or nothing
+    default: bool = True  # whether it is measured unasked where it can be
+
+
+def _weights(kind: str) -> Callable[[Measuring, Tools], str]:
+    """Return what says that a distance needs a network and real clips."""
+
+    def missing(measuring: Measuring, tools: Tools) -> str:
+        if kind not in tools.extractors:
+            return _MISSING.get(kind, f"it needs weights: --weights {kind}=PATH")
+        return _data(measuring, tools)
+
+    return missing
+
+
+_MISSING = {
+    "i3d": "it needs --weights i3d=i3d_torchscript.pt@SHA256, the TorchScript file of StyleGAN-V",
+    "inception": "it needs --weights inception=inception-2015-12-05.pt@SHA256, the TorchScript file of StyleGAN2-ADA",
+    "videomae": "it needs --weights videomae=FOLDER, such as MCG-NJU/videomae-large-finetuned-kinetics",
+    "dinov2": "it needs --weights dinov2=FOLDER, such as facebook/dinov2-large",
+    "clip": "it needs --weights clip=FOLDER, such as openai/clip-vit-large-patch14",
+    "vidiff-evaluator": "the bundled evaluator is not there; train it with: vidiff train evaluator",
+}
+
+
+def _data(measuring: Measuring, tools: Tools) -> str:
+    return "" if measuring.real is not None else "it compares with real clips: give --data"
+
+
+def _flow(measuring: Measuring, tools: Tools) -> str:
+    return "" if find_spec("cv2") is not None else "it needs OpenCV: pip install 'vidiff[eval]'"
+
+
+def _always(measuring: Measuring, tools: Tools) -> str:
+    return ""
+
+
+def _aligner(metric: str, kind: str) -> Callable[[Measuring, Tools], str]:
+    def missing(measuring: Measuring, tools: Tools) -> str:
+        if metric not in tools.aligners:
+            return _MISSING[kind]
+        return "" if any(clip.prompt for clip in measuring.generated.clips) else "no clip has a prompt"
+
+    return missing
+
+
+def _judged(measuring: Measuring, tools: Tools) -> str:
+    return "" if can_be_judged(measuring) else "it needs --data with attributes, as vidiff data toyworld writes them"
+
+
+def _train(measuring: Measuring, tools: Tools) -> str:
+    return (
+        _data(measuring, tools)
+        if measuring.train is not None
+        else "it looks for copies of training clips: give --train"
+    )
+
+
+def _seeds(measuring: Measuring, tools: Tools) -> str:
+    return "" if has_seeds(measuring) else "every prompt has one clip; generate several seeds of each"
+
+
+def _lpips(measuring: Measuring, tools: Tools) -> str:
+    return "it needs --weights lpips=FILE.safetensors" if tools.lpips is None else _data(measuring, tools)
+
+
+def _classifier(measuring: Measuring, tools: Tools) -> str:
+    return "" if "i3d" in tools.extractors else _MISSING["i3d"]
+
+
+_KINDS = {  # what distances are taken in, and how their networks see a set
+    "vidiff-evaluator": "clips in the bundled evaluator's features",
+    "random-clips": "clips in features of random filters, which see blur and noise",
+    "random-frames": "frames in features of random filters",
+    "i3d": "clips in I3D's logits",
+    "videomae": "clips in VideoMAE's features",
+    "inception": "frames in Inception v3's features",
+    "dinov2": "frames in DINOv2's features",
+    "clip": "frames in CLIP's features",
+}
+_TRAITS = {
+    "warping-error": "what the flow from frame to frame leaves unexplained",
+    "motion": "the mean speed of pixels, beside that of real clips",
+    "flicker": "the mean change from frame to frame",
+    "residual-flicker": "what alternates from frame to frame along the motion",
+    "dynamic-degree": "the share of clips that move",
+    "frame-similarity": "how alike neighboring frames are in features",
+    "identity-drift": "how far the last frame is from the first in features",
+}
+
+_RANDOM = ("random-clips", "random-frames")
+_KERNEL = "kernel distance of"
+_NEXT_TO = "against the real clip of the same prompt or name"
+_ALIGNED = "clips and prompts in the bundled evaluator"
+
+METRICS: tuple[Metric, ...] = (
+    *(Metric(NAMES[kind][0], f"Frechet distance of {what}", _weights(kind)) for kind, what in _KINDS.items()),
+    *(
+        Metric(NAMES[kind][1], f"{_KERNEL} {what}", _weights(kind), kind not in _RANDOM)
+        for kind, what in _KINDS.items()
+    ),
+    *(Metric(name, "of clips in the bundled evaluator's features", _weights("vidiff-evaluator")) for name in MANIFOLD),
+    Metric("alignment-evaluator", _ALIGNED, _aligner("alignment-evaluator", "vidiff-evaluator")),
+    Metric("clipsim", "frames and prompts in CLIP", _aligner("clipsim", "clip")),
+    Metric("following", "what captions state, judged by rendering the alternatives", _judged),
+    *(Metric(name, what, _flow if name in TEMPORAL else _always) for name, what in _TRAITS.items()),
+    *(Metric(name, _NEXT_TO, _data, False) for name in ("psnr", "ssim")),
+    Metric("lpips", _NEXT_TO, _lpips, False),
+    Metric("memorized", "the share of clips nearer to a training clip than held-out clips are", _train),
+    Metric("diversity", "how far apart the clips of one prompt are", _seeds),
+    Metric("inception-score", "of I3D's predictions", _classifier, False),
+)
+
+
+def chosen(measuring: Measuring, tools: Tools, wanted: Sequence[str] | None) -> list[str]:
+    """Return the metrics to measure, in the order of `METRICS`.
+
+    Args:
+        measuring: the evaluation.
+        tools: its networks.
+        wanted: names; None is all that can be measured and are measured unasked.
+
+    Raises:
+        ConfigError: if a name is unknown, or cannot be measured; the message says what is missing.
+    """
+    known = {metric.name: metric for metric in METRICS}
+    if wanted is None:
+        return [metric.name for metric in METRICS if metric.default and not metric.missing(measuring, tools)]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"{name}: no such metric.{did_you_mean(name, list(known))} There are: {', '.join(known)}."
+            )
+        why = known[name].missing(measuring, tools)
+        if why:
+            raise ConfigError(f"{name}: {why}")
+    return [name for name in known if name in wanted]
+
+
+def shared(names: Sequence[str]) -> list[str]:
+    """Return the metrics whose features several processes compute together; one alone does all the rest."""
+    alone = ("following", "psnr", "ssim", "lpips")
+    return [name for name in names if name not in alone]
+
+
+def evaluate(measuring: Measuring, tools: Tools, names: Sequence[str]) -> tuple[list[Value], tuple[Neighbor, ...]]:
+    """Return the values of the metrics ``names``, see `chosen`, and the nearest training clips.
+
+    Raises:
+        DataError: if clips are too few, too short or unreadable for a metric; the message names it.
+        ConfigError: if the options of a metric do not fit.
+    """
+    values: list[Value] = []
+    neighbors: tuple[Neighbor, ...] = ()
+    asked = set(names)
+    for measure in (_distances, _traits, _texts, _pairs, _scores):
+        values += measure(measuring, tools, asked)
+    if "memorized" in asked:
+        found, neighbors = memorization(measuring, _seeing(tools))
+        values += found
+    if "diversity" in asked:
+        values += diversity_values(measuring, _seeing(tools))
+    order = {name: place for place, name in enumerate(metric.name for metric in METRICS)}
+    return sorted(values, key=lambda value: order.get(value.metric, order.get(_root(value.metric), 0))), neighbors
+
+
+def _root(metric: str) -> str:
+    """Return the name that a value such as ``fd-evaluator-limit`` or ``following-color`` was asked for by."""
+    return "following" if metric.startswith("following") else metric.removesuffix("-limit")
+
+
+def _seeing(tools: Tools) -> Extractor:
+    """Return the network whose features tell clips apart: ours, or a published one, or random filters."""
+    for kind in ("vidiff-evaluator", "videomae", "i3d", "random-clips"):
+        if kind in tools.extractors:
+            return tools.extractors[kind]
+    raise ConfigError("no network is there whose features tell clips apart")
+
+
+def _distances(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    values: list[Value] = []
+    for kind, (frechet, kernel) in NAMES.items():
+        if frechet in asked:
+            values += frechet_values(measuring, tools.extractors[kind], tools.i3d_ddof if kind == "i3d" else 1)
+        if kernel in asked:
+            values += kernel_values(measuring, tools.extractors[kind])
+    if asked & set(MANIFOLD):
+        found = manifold_values(measuring, tools.extractors["vidiff-evaluator"])
+        values += [value for value in found if value.metric in asked]
+    return values
+
+
+def _traits(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    values: list[Value] = []
+    if asked & TEMPORAL.keys():
+        values += temporal_values(measuring, [name for name in TEMPORAL if name in asked])
+    if asked & FEATURES.keys():
+        kind = next(kind for kind in ("dinov2", "clip", "random-frames") if kind in tools.extractors)
+        values += feature_values(measuring, tools.extractors[kind], [name for name in FEATURES if name in asked])
+    return values
+
+
+def _texts(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    values = [
+        alignment_value(measuring, metric, aligner) for metric, aligner in tools.aligners.items() if metric in asked
+    ]
+    return values + (following_values(measuring) if "following" in asked else [])
+
+
+def _pairs(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    wanted = [name for name in ("psnr", "ssim", "lpips") if name in asked]
+    return pairwise_values(measuring, wanted, tools.lpips, tools.lpips_hash) if wanted else []
+
+
+def _scores(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    if "inception-score" not in asked:
+        return []
+    extractor = tools.extractors["i3d"]
+    assert isinstance(extractor, PretrainedExtractor)
+    rows = measuring.features(measuring.generated, extractor)
+    splits = min(10, rows.clips)
+    if splits < 2:
+        raise DataError("an inception score takes two clips or more")
+    found = inception_score(torch.from_numpy(rows.values), splits, measuring.seed)
+    how = (f"i3d@{short_hash(extractor.version)}", str(extractor.preprocess), f"splits={splits}")
+    reach = 1.96 * found.std / splits**0.5
+    ends = (found.mean - reach, found.mean + reach)
+    return [Value("inception-score", measuring.protocol(*how, real=False), found.mean, "higher", ends)]

@@ -1,0 +1,178 @@
+"""Exact prompt following: clips are judged by rendering the alternatives, where the data says what they should show."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidiff.data.sprite_sheets import sheets_at
+from vidiff.data.sprites import Character, character_of, stated_in
+from vidiff.data.toyworld.attributes import Scene, Thing
+from vidiff.errors import DataError
+from vidiff.files import append_line
+from vidiff.metrics.clip_metrics import partners_of
+from vidiff.metrics.clip_set import SetClip
+from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.results import Value
+from vidiff.metrics.sprite_oracle import judge_sprite
+from vidiff.metrics.toyworld_oracle import judge
+
+# Counted up when they judge otherwise.
+_TOYWORLD, _SPRITES = "toyworld-oracle-1", "sprite-oracle-1"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A clip, and what it should show."""
+
+    clip: SetClip
+    asked: Scene | Character
+    stated: dict[str, str]
+    sheets: Path | None = None  # the folder that characters are composed from
+
+    @property
+    def oracle(self) -> str:
+        """Return the name of its judge."""
+        return _TOYWORLD if isinstance(self.asked, Scene) else _SPRITES
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of all that decides the answer."""
+        asked = self.asked.to_dict() if isinstance(self.asked, Scene) else asdict(self.asked)
+        drawn = [sheets_at(self.sheets).digest] if self.sheets else []
+        text = json.dumps([self.oracle, self.clip.digest, asked, self.stated, *drawn], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def answer(self) -> dict[str, bool]:
+        """Return which stated attributes the clip shows."""
+        frames, fps = self.clip.frames().numpy(), self.clip.info.fps
+        if isinstance(self.asked, Scene):
+            return judge(frames, fps, self.asked, self.stated).followed
+        assert self.sheets is not None
+        return judge_sprite(frames, fps, self.asked, self.stated, sheets_at(self.sheets)).followed
+
+
+def can_be_judged(measuring: Measuring) -> bool:
+    """Return whether the real clips have attributes beside them: of the toy world, or of sprites with their sheets."""
+    return measuring.real is not None and all(_is_toy(clip.row) or _is_sprite(clip) for clip in measuring.real.clips)
+
+
+def following_values(measuring: Measuring) -> list[Value]:
+    """Return the share of what the captions state that clips show: over all, and of each kind of attribute.
+
+    Raises:
+        DataError: if the data does not say what clips should show, or a clip has no partner in it.
+    """
+    if not can_be_judged(measuring):
+        raise DataError(
+            "following needs data with attributes, as vidiff data toyworld writes them, or sprites beside their sheets"
+        )
+    partners = partners_of(measuring.generated, measuring.against())
+    questions = [_question(clip, partner) for clip, partner in zip(measuring.generated.clips, partners, strict=True)]
+    answers = list(_answers(measuring, questions))
+    protocol = measuring.protocol(_oracles(questions))
+    shares = np.array([np.mean(list(answer.values())) for answer in answers])
+    found = [measuring.mean_value("following", protocol, shares, "higher")]
+    kinds: dict[str, list[tuple[int, bool]]] = {}
+    for index, answer in enumerate(answers):
+        for name, right in answer.items():
+            kinds.setdefault(name.split(".")[0], []).append((index, right))
+    for kind, rows in sorted(kinds.items()):
+        found.append(_kind_value(measuring, kind, rows, protocol))
+    return found
+
+
+def scene_of(row: dict[str, Any]) -> Scene:
+    """Return the scene that a row's attributes describe; its places are not known."""
+    attributes = row["attributes"]
+    try:
+        things = tuple(Thing(**thing) for thing in attributes["objects"])
+        return Scene(things, **{name: value for name, value in attributes.items() if name != "objects"})
+    except (TypeError, KeyError, ValueError) as error:
+        raise DataError(f"attributes do not describe a toy-world scene: {error}") from error
+
+
+def _kind_value(measuring: Measuring, kind: str, rows: list[tuple[int, bool]], protocol: str) -> Value:
+    from vidiff.metrics.intervals import mean_interval
+
+    values = np.array([right for _, right in rows], float)
+    owners = np.array([index for index, _ in rows])
+    ends = mean_interval(values, owners, measuring.seed) if len(set(owners.tolist())) > 1 else None
+    return Value(f"following-{kind}", f"{protocol},stated={len(rows)}", float(values.mean()), "higher", ends)
+
+
+def _is_toy(row: dict[str, Any]) -> bool:
+    attributes = row.get("attributes")
+    return isinstance(attributes, dict) and "objects" in attributes and isinstance(row.get("stated"), dict)
+
+
+def _is_sprite(clip: SetClip) -> bool:
+    attributes = clip.row.get("attributes")
+    described = isinstance(attributes, dict) and {"sex", "skin", "action"} <= attributes.keys() and bool(clip.prompt)
+    return described and _sheets_of(clip).is_dir()
+
+
+def _sheets_of(clip: SetClip) -> Path:
+    """Return where the sheets of a sprite lie: beside its shard, or beside its file."""
+    home = clip.source if isinstance(clip.source, Path) else clip.source.shard
+    return home.parent / "sheets"
+
+
+def _question(clip: SetClip, partner: SetClip) -> Question:
+    if _is_toy(partner.row):
+        return Question(clip, scene_of(partner.row), partner.row["stated"])
+    asked = character_of(partner.row["attributes"])
+    return Question(clip, asked, stated_in(partner.prompt, asked), _sheets_of(partner))
+
+
+def _oracles(questions: list[Question]) -> str:
+    return "+".join(sorted({question.oracle for question in questions}))
+
+
+def _answers(measuring: Measuring, questions: list[Question]) -> Iterator[dict[str, bool]]:
+    """Yield which stated attributes each clip shows; answers are kept on disk, and asked for once."""
+    path = measuring.cache / f"{_oracles(questions)}.jsonl"
+    known = _known(path)
+    open_ones = {question.digest: question for question in questions if question.digest not in known}
+    workers = measuring.workers or os.cpu_count() or 1
+    with measuring.progress("judging clips", len(questions)) as on_clip:
+        done = len(questions) - len(open_ones)
+        on_clip(done)
+        for digest, answer in _asked(open_ones, workers):
+            known[digest] = answer
+            append_line(path, json.dumps({"question": digest, "followed": answer}))
+            done += 1
+            on_clip(done)
+    yield from (known[question.digest] for question in questions)
+
+
+def _asked(questions: dict[str, Question], workers: int) -> Iterator[tuple[str, dict[str, bool]]]:
+    if workers == 1 or len(questions) < 4:
+        yield from map(_answer, questions.items())
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(_answer, questions.items())
+
+
+def _answer(item: tuple[str, Question]) -> tuple[str, dict[str, bool]]:
+    digest, question = item
+    return digest, question.answer()
+
+
+def _known(path: Path) -> dict[str, dict[str, bool]]:
+    """Return the answers of a file; a line that a kill tore is asked again."""
+    found = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            found[row["question"]] = row["followed"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
