@@ -5,10 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import vidiff
 from vidiff.data.video_write import format_of
 from vidiff.errors import ConfigError, DataError
 from vidiff.generation import Job, Settings, final_size, is_finished, recipe_of, stage_count
@@ -16,7 +12,7 @@ from vidiff.generation import generate as make
 from vidiff.metrics.clip_set import ClipSet, check_alike, check_copies, open_clip_set
 from vidiff.metrics.evaluate import Tools, chosen, evaluate, shared
 from vidiff.metrics.measuring import Measuring, Progress, unseen
-from vidiff.metrics.results import Clip, Results
+from vidiff.metrics.results import Clip, Results, versions
 from vidiff.pipeline import Pipeline
 from vidiff.processes import ALONE, Share
 
@@ -167,18 +163,6 @@ def measured(
         command=options.command,
         versions=versions(),
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of all that numbers can depend on."""
-    found = {"vidiff": vidiff.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    try:
-        import cv2
-
-        found["opencv"] = cv2.__version__
-    except ImportError:
-        pass
-    return found
 
 
 def relabeled(results: Sequence[Results]) -> list[Results]:

@@ -17,6 +17,7 @@ from vidiff.metrics.clip_metrics import (
     temporal_values,
 )
 from vidiff.metrics.extractors import Extractor, PretrainedExtractor
+from vidiff.metrics.flow import DIS, FlowEstimator
 from vidiff.metrics.following import can_be_judged, following_values
 from vidiff.metrics.measuring import Measuring, short_hash
 from vidiff.metrics.pairwise import LPIPS, inception_score
@@ -42,6 +43,7 @@ class Tools:
     lpips: LPIPS | None = None
     lpips_hash: str = ""
     i3d_ddof: int = 0  # StyleGAN-V divides by N, the rest of the field by N - 1
+    flow: FlowEstimator = DIS
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def _data(measuring: Measuring, tools: Tools) -> str:
 
 
 def _flow(measuring: Measuring, tools: Tools) -> str:
-    return "" if find_spec("cv2") is not None else "it needs OpenCV: pip install 'vidiff[eval]'"
+    if tools.flow != DIS or find_spec("cv2") is not None:
+        return ""
+    return "it needs OpenCV: pip install 'vidiff[eval]'; or --weights raft=FILE@SHA256"
 
 
 def _always(measuring: Measuring, tools: Tools) -> str:
@@ -245,7 +249,7 @@ def _distances(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Valu
 def _traits(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
     values: list[Value] = []
     if asked & TEMPORAL.keys():
-        values += temporal_values(measuring, [name for name in TEMPORAL if name in asked])
+        values += temporal_values(measuring, [name for name in TEMPORAL if name in asked], tools.flow)
     if asked & FEATURES.keys():
         kind = next(kind for kind in ("dinov2", "clip", "random-frames") if kind in tools.extractors)
         values += feature_values(measuring, tools.extractors[kind], [name for name in FEATURES if name in asked])

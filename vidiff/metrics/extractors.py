@@ -6,9 +6,7 @@ where its sha256 is written down.
 """
 
 import hashlib
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.files import sha256_of
+from vidiff.metrics.archives import open_archive
 from vidiff.metrics.preprocess import MeanStd, Preprocess
 from vidiff.text import sources
 from vidiff.text.encoders import quiet
@@ -73,7 +72,7 @@ class I3DConfig:
     """I3D of Kinetics-400 (Carreira & Zisserman, 2017): one row of 400 logits a clip, the features of the FVD."""
 
     kind: Literal["i3d"] = "i3d"
-    weights: str = ""  # a TorchScript archive: forward(x, rescale, resize, return_features)
+    weights: str = ""  # path or URL of a TorchScript archive: forward(x, rescale, resize, return_features)
     sha256: str = ""  # of that file
     preprocess: Preprocess = FVD_STYLEGAN_V
     per_frame: ClassVar[bool] = False
@@ -208,7 +207,8 @@ def build_extractor(config: ExtractorConfig, device: torch.device | str = "cpu")
         CheckpointError: if they are damaged, incomplete or of another network.
     """
     if isinstance(config, ArchiveConfig):
-        network, path, version = open_archive(config, device), Path(config.weights), config.sha256.lower()
+        network = open_archive(config.kind, config.weights, config.sha256, *_ARCHIVES[config.kind], device)
+        path, version = Path(config.weights), config.sha256.lower()
     else:
         network, path = load_transformers(config, device)
         version = _digest(path)
@@ -233,48 +233,14 @@ def build_extractor(config: ExtractorConfig, device: torch.device | str = "cpu")
     return PretrainedExtractor(config, network, rows, dim, path, version)
 
 
-def open_archive(config: ArchiveConfig, device: torch.device | str = "cpu") -> Any:
-    """Return the network of a TorchScript archive whose sha256 the config names.
-
-    Raises:
-        ConfigError: if the file is not there, or its sha256 is not the one that is named.
-        CheckpointError: if it cannot be read, is no archive, or takes other arguments.
-    """
-    wanted, arguments = _ARCHIVES[config.kind]
-    path = Path(config.weights)
-    if not path.is_file():
-        raise ConfigError(f"{config.kind}.weights: no file {config.weights!r}; get {wanted} and give its path here")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != config.sha256.lower():
-        raise ConfigError(
-            f"{config.kind}.sha256: {path} is a TorchScript archive, so code that would run here, and has sha256 "
-            f"{found}, not {config.sha256!r}; if you trust where it came from, allow it by sha256: {found}"
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        try:
-            # From the bytes that were hashed: the file may be another by now.
-            network = torch.jit.load(io.BytesIO(data), map_location=device)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: not a TorchScript archive ({str(error).splitlines()[0]})") from error
-    missing = arguments - {argument.name for argument in network.forward.schema.arguments}
-    if missing:
-        raise CheckpointError(f"{path}: its forward does not take {', '.join(sorted(missing))}; get {wanted} instead")
-    return network.eval()
-
-
 _ARCHIVES = {
     "i3d": (
         "i3d_torchscript.pt, with which StyleGAN-V measures the FVD,",
-        {"rescale", "resize", "return_features"},
+        frozenset({"rescale", "resize", "return_features"}),
     ),
     "inception": (
         "inception-2015-12-05.pt, with which StyleGAN2-ADA measures the FID,",
-        {"return_features"},
+        frozenset({"return_features"}),
     ),
 }
 

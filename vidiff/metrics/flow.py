@@ -5,10 +5,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidiff.errors import ConfigError, DataError
 
 LEAST_SIDE = 8  # pixels: one patch of DIS
+_TOGETHER = 8  # pairs that go through RAFT at once
 
 
 class FlowEstimator(Protocol):
@@ -76,6 +78,48 @@ class DISFlow:
 
 
 DIS = DISFlow()
+
+
+@dataclass(frozen=True)
+class RAFTFlow:
+    """RAFT (Teed & Deng, 2020), the flow of the published temporal metrics, from a TorchScript archive.
+
+    Its forward takes frames (N, 3, H, W) in [-1, 1], of sides that are multiples of 8, and returns the flow
+    (N, 2, H, W) or a list of ever better ones, as torchvision's does, saved so:
+    ``torch.jit.script(raft_large(weights)).save("raft.pt")``.
+    """
+
+    network: Any
+    sha256: str  # of the archive
+    side: int = 256  # pixels that the shorter side has at least, after enlarging: its pyramid takes 128
+
+    @property
+    def flow_name(self) -> str:
+        """The method with the hash of its weights."""
+        return f"raft@sha256:{self.sha256[:12]},{self.side}"
+
+    @torch.no_grad()
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the flow of each pair, see `FlowEstimator`."""
+        pairs = zip(first.split(_TOGETHER), second.split(_TOGETHER), strict=True)
+        return torch.cat([self._flow(*pair) for pair in pairs])
+
+    def _flow(self, first: Tensor, second: Tensor) -> Tensor:
+        height, width = first.shape[1:3]
+        factor = -(-self.side // min(height, width))
+        size = (factor * height, factor * width)
+        device = next(self.network.parameters(), torch.empty(0)).device
+
+        def ready(frames: Tensor) -> Tensor:
+            pixels = frames.permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+            if factor > 1:
+                pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False).clamp(-1, 1)
+            return F.pad(pixels, (0, -size[1] % 8, 0, -size[0] % 8), mode="replicate")
+
+        found = self.network(ready(first), ready(second))
+        flow = (found[-1] if isinstance(found, list | tuple) else found)[..., : size[0], : size[1]]
+        small = F.avg_pool2d(flow.float(), factor) / factor
+        return small.permute(0, 2, 3, 1).cpu()
 
 
 @dataclass(frozen=True)

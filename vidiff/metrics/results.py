@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
+import vidiff
 from vidiff.errors import DataError
 
 
@@ -65,6 +69,18 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that numbers can depend on."""
+    found = {"vidiff": vidiff.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        import cv2
+
+        found["opencv"] = cv2.__version__
+    except ImportError:
+        pass
+    return found
 
 
 def read_results(path: Path) -> Results:

@@ -9,6 +9,7 @@ import torch
 
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.files import sha256_of
+from vidiff.metrics.archives import open_archive
 from vidiff.metrics.clip_alignment import PromptEncoder
 from vidiff.metrics.clip_metrics import Aligner
 from vidiff.metrics.embedded import EmbeddedConfig, EmbeddedPromptEncoder, build_embedded, find_evaluator
@@ -27,6 +28,7 @@ from vidiff.metrics.extractors import (
     VideoMAEConfig,
     build_extractor,
 )
+from vidiff.metrics.flow import DIS, RAFTFlow
 from vidiff.metrics.pairwise import LPIPS
 from vidiff.metrics.preprocess import Filter, Preprocess
 from vidiff.metrics.random_pyramid import RandomPyramid
@@ -39,7 +41,7 @@ KINDS: dict[str, type[ArchiveConfig] | type[TransformersConfig]] = {
     "clip": CLIPConfig,
 }
 PROTOCOLS = {"styleganv": FVD_STYLEGAN_V, "original": FVD_ORIGINAL, "cdfvd": FVD_CD}
-_OWN = ("evaluator", "lpips")
+_OWN = ("evaluator", "lpips", "raft")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def build_tools(weights: Mapping[str, str], reading: Reading = Reading(), device
     """Return the networks to measure with: random filters, the evaluator if it is there, and those in ``weights``.
 
     Args:
-        weights: PATH of a kind, or PATH@SHA256 of a TorchScript archive.
+        weights: PATH of a kind; of a TorchScript archive PATH@SHA256 or URL@SHA256.
         reading: how published networks read clips.
         device: where they go.
 
@@ -99,6 +101,7 @@ def build_tools(weights: Mapping[str, str], reading: Reading = Reading(), device
         lpips=LPIPS(Path(weights["lpips"])) if "lpips" in weights else None,
         lpips_hash=sha256_of(weights["lpips"])[:12] if "lpips" in weights else "",
         i3d_ddof=reading.i3d_ddof,
+        flow=_raft(weights["raft"], device) if "raft" in weights else DIS,
     )
     if "evaluator" in weights or _bundles_evaluator():
         evaluator = build_embedded(EmbeddedConfig(source=weights.get("evaluator", "")), device)
@@ -119,6 +122,12 @@ def _bundles_evaluator() -> bool:
         return find_evaluator().is_dir()
     except CheckpointError:
         return False
+
+
+def _raft(given: str, device: torch.device | str) -> RAFTFlow:
+    path, _, digest = given.rpartition("@") if "@" in given else (given, "", "")
+    wanted = "torchvision's raft_large, scripted and saved,"
+    return RAFTFlow(open_archive("raft", path, digest, wanted, frozenset(), device), digest.lower())
 
 
 def _config(kind: str, given: str, reading: Reading) -> ExtractorConfig:

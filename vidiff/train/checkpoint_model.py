@@ -19,7 +19,7 @@ from vidiff.train.recipe import Recipe, decisive, decoders_of, model_config_of
 from vidiff.train.trainer import differences
 from vidiff.weights import CONFIG_NAME, WEIGHTS_NAME
 
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile(r"step-(\d+)")
 _SOURCE = "checkpoint.json"
 
 
@@ -59,22 +59,34 @@ def checkpoint_models(names: Sequence[str], out: Path) -> tuple[list[str], dict[
 
 def _checkpoints(path: Path) -> list[Path] | None:
     """Return the checkpoints that ``path`` means, in their order; None if it means something else."""
-    if _STEP.fullmatch(path.name) and path.parent.is_dir():
-        if not path.is_dir():
-            others = ", ".join(other.name for other in _steps(path.parent)) or "none"
-            raise CheckpointError(f"{path}: no such checkpoint; in {path.parent} there are: {others}")
-        return [path]
+    if match := _STEP.fullmatch(path.name):
+        return _checkpoint(path, int(match[1]))
     if not path.is_dir() or (path / CONFIG_NAME).exists() or not (path.parent / CONFIG_NAME).is_file():
         return None
-    steps = _steps(path)
+    steps = list(_steps(path).values())
     if not steps and (path / "tensorboard").is_dir():
         raise CheckpointError(f"{path}: this stage has saved no checkpoint yet")
     return steps or None
 
 
-def _steps(stage: Path) -> list[Path]:
-    numbered = [(int(match[1]), path) for path in stage.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered) if path.is_dir()]
+def _checkpoint(path: Path, step: int) -> list[Path] | None:
+    """Return the checkpoint of one step, however many digits ``path`` gives it; None if it lies in no stage."""
+    stage = path.parent
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return [path]
+    if not stage.is_dir() or not (stage.parent / CONFIG_NAME).is_file():  # a folder of clips may be called so, too
+        return None
+    steps = _steps(stage)
+    if step not in steps:
+        others = ", ".join(other.name for other in steps.values()) or "none"
+        raise CheckpointError(f"{path}: no such checkpoint; in {stage} there are: {others}")
+    return [steps[step]]
+
+
+def _steps(stage: Path) -> dict[int, Path]:
+    """Return the checkpoints of a stage by their step, in order."""
+    matches = [(match, path) for path in stage.iterdir() if (match := _STEP.fullmatch(path.name)) and path.is_dir()]
+    return dict(sorted((int(match[1]), path) for match, path in matches))
 
 
 def _as_model(path: Path, out: Path) -> Path:

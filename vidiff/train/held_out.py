@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-import vidiff
 from vidiff.data.clips import Clips, ClipsConfig
 from vidiff.data.dataset import DataConfig
 from vidiff.data.toyworld.dataset import ToyWorldConfig
@@ -23,12 +21,12 @@ from vidiff.data.toyworld.write import ToyClips
 from vidiff.data.video_write import write_video
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
-from vidiff.errors import ConfigError, DataError
+from vidiff.errors import ConfigError, DataError, did_you_mean
 from vidiff.files import atomic_path, remove, write_text
 from vidiff.metrics.clip_set import ClipSet, open_clip_set
-from vidiff.metrics.evaluate import chosen, evaluate
+from vidiff.metrics.evaluate import METRICS, chosen, evaluate
 from vidiff.metrics.measuring import Measuring
-from vidiff.metrics.results import Clip, Results
+from vidiff.metrics.results import Clip, Results, versions
 from vidiff.metrics.tools import build_tools
 from vidiff.model_folder import ModelConfig
 from vidiff.models.build import Autoencoder
@@ -56,10 +54,16 @@ class EvaluationConfig:
             raise ConfigError(f"every must be at least 1, got {self.every}")
         if self.count < _FEWEST:
             raise ConfigError(f"count must be at least {_FEWEST}, got {self.count}")
+        known = [metric.name for metric in METRICS]
+        for name in self.metrics or ():
+            if name not in known:  # what else they need is only known when clips and networks are there
+                raise ConfigError(f"metrics: no metric {name!r}.{did_you_mean(name, known)}")
+        if self.metrics == ():
+            raise ConfigError("metrics is empty; leave it out for the default ones, or leave out evaluate")
 
 
 def check_evaluated(stage: str, settings: EvaluationConfig, data: ClipsConfig) -> None:
-    """Raise a ConfigError unless the held-out clips of a stage are as large and long as those it learns from."""
+    """Raise a ConfigError unless held-out clips are others than those a stage learns from, and as large and long."""
     wanted, given = ((one.frames, one.height, one.width) for one in (data, settings.data))
     if wanted != given or (data.fps and settings.data.fps and data.fps != settings.data.fps):
         raise ConfigError(
@@ -68,6 +72,15 @@ def check_evaluated(stage: str, settings: EvaluationConfig, data: ClipsConfig) -
         )
     if isinstance(settings.data, DataConfig) and settings.data.buckets:
         raise ConfigError(f"{stage}: evaluate.data has one size: leave buckets out")
+    if _same_clips(settings.data, data):
+        raise ConfigError(f"{stage}: evaluate.data is what is trained on; name held-out clips, or another seed")
+
+
+def _same_clips(one: ClipsConfig, other: ClipsConfig) -> bool:
+    """Return whether two sources are plainly the same, whatever the number and size of their clips."""
+    if isinstance(one, ToyWorldConfig) and isinstance(other, ToyWorldConfig):
+        return (one.seed, one.heldout) == (other.seed, other.heldout)
+    return isinstance(one, DataConfig) and isinstance(other, DataConfig) and one.path == other.path
 
 
 class HeldOutEvaluation:
@@ -83,7 +96,7 @@ class HeldOutEvaluation:
         folder: Path,
         note: Callable[[str], None] = print,
     ):
-        """Write the reference clips and measure some of them, so that what cannot work fails before training.
+        """Write the reference clips and measure half of them, so that what cannot work fails before training.
 
         Args:
             config: what to measure.
@@ -122,9 +135,8 @@ class HeldOutEvaluation:
         ]
 
     def _measurable(self) -> list[str]:
-        """Return the metrics that work on real clips in the place of made ones."""
-        few = ClipSet("held-out clips", self.real.clips[:_FEWEST])
-        measuring = self._measuring(few)
+        """Return the metrics that work on real clips in the place of made ones, as many as will be made."""
+        measuring = self._measuring(ClipSet("held-out clips", self.real.clips[: len(self.prompts)]))
         asked, found = self.config.metrics, []
         for name in DEFAULT if asked is None else chosen(measuring, self.tools, asked):
             try:
@@ -150,7 +162,8 @@ class HeldOutEvaluation:
         """
         assert isinstance(model, Denoiser)
         target = self.folder / f"step-{step:08d}"
-        remove(target)  # of a run that was killed behind its last checkpoint
+        for path in (target, target.with_suffix(".json")):
+            remove(path)  # of a run that was killed behind its last checkpoint
         with atomic_path(target) as temporary:
             temporary.mkdir()
             for number, text in enumerate(self.text):
@@ -167,7 +180,7 @@ class HeldOutEvaluation:
             clips=tuple(Clip(clip.key, clip.path, clip.prompt, clip.seed) for clip in made.clips),
             step=step,
             command="vidiff train (evaluate)",
-            versions={"vidiff": vidiff.__version__, "torch": torch.__version__, "numpy": np.__version__},
+            versions=versions(),
         )
         write_text(target.with_suffix(".json"), json.dumps(found.to_dict(), indent=1) + "\n")
         return {value.metric: value.value for value in values}
@@ -206,8 +219,8 @@ def _reference(data: Clips, count: int, folder: Path) -> ClipSet:
             temporary.mkdir()
             for index in range(count):
                 clip, path = data.clip(index), temporary / f"{index:05d}.mp4"
-                size = Size(*clip.shape[:3], data.fps)
-                _write(path, clip, size, {"prompt": data.captions(index)[0]})
+                frames, height, width, _ = clip.shape
+                _write(path, clip, Size(frames, height, width, data.fps), {"prompt": data.captions(index)[0]})
                 if (row := _row(data.config, index)) is not None:
                     path.with_suffix(".json").write_text(json.dumps(row))
     return open_clip_set(target, label="held-out clips")
