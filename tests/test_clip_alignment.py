@@ -69,7 +69,7 @@ def test_it_equals_the_clip_score_of_torchmetrics(made):
     clips = [noise(3, SIDE, SIDE, seed=seed) for seed in range(4)]
     frames = extractor(clips).split(3)
     found = text_alignment(frames, PROMPTS, PromptEncoder(extractor), percent=True)
-    assert found.name == "100 * clip cosine"
+    assert found.name == "100 * cosine"
     for one, prompt, score in zip(clips, PROMPTS, found.own, strict=True):
         pictures = list(one.permute(0, 3, 1, 2))
         expected = clip_score(pictures, [prompt] * 3, lambda: (Adapter(clip), processor(folder)))
@@ -116,7 +116,7 @@ def drawn(seed, *shape):
 
 def test_equal_directions_have_a_cosine_of_one():
     found = text_alignment([5 * planted([one]).expand(3, -1) for one in PROMPTS], PROMPTS, planted)
-    assert found.name == "clip cosine" and found.mean == pytest.approx(1)
+    assert found.name == "cosine" and found.mean == pytest.approx(1)
     assert found.own.shape == found.shuffled.shape == (4,) and found.shuffled_mean < 0.5
 
 

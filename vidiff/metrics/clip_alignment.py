@@ -22,7 +22,7 @@ _PROMPTS = 64  # encoded at once
 class Alignment:
     """Of every clip the mean over its frames, float64."""
 
-    name: str  # with the scale: "clip cosine" or "100 * clip cosine"; neither is clipped at 0
+    name: str  # with the scale: "cosine" or "100 * cosine"; neither is clipped at 0
     own: Tensor  # (N,), with the clip's prompt
     shuffled: Tensor | None  # (N,), with that of another clip; None where over half of the clips share one
 
@@ -99,7 +99,7 @@ def text_alignment(
     seen = torch.stack(means)
     scale = 100 if percent else 1
     return Alignment(
-        "100 * clip cosine" if percent else "clip cosine",
+        "100 * cosine" if percent else "cosine",
         scale * (seen * words).sum(1),
         None if others is None else scale * (seen * words[others]).sum(1),
     )

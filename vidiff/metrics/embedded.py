@@ -6,8 +6,8 @@ What `recipes/evaluator.yaml` leaves behind, the bundled one included, is a fold
 config.yaml  model.safetensors     both towers, and which text encoder stands before the second one
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from itertools import islice
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vidiff.checkpoint import load_weights, model_hash
 from vidiff.errors import CheckpointError, ConfigError
-from vidiff.metrics.clip_alignment import Alignment, text_alignment
 from vidiff.metrics.preprocess import Preprocess
 from vidiff.model_folder import read_config
 from vidiff.models.evaluator import Evaluator, EvaluatorConfig
@@ -127,25 +126,6 @@ class EmbeddedPromptEncoder:
         ]
         place = {prompt: number for number, prompt in enumerate(different)}
         return torch.cat(rows)[[place[prompt] for prompt in prompts]]
-
-
-def embedded_alignment(
-    features: Iterable[Tensor], prompts: Sequence[str], extractor: EmbeddedExtractor, *, seed: int = 0
-) -> Alignment:
-    """Return the cosine of each clip with its prompt, and with that of another clip.
-
-    Args:
-        features: of each clip its features, (1, dim), as ``features_of`` yields them.
-        prompts: of each clip.
-        extractor: what made the features.
-        seed: of the shuffling.
-
-    Raises:
-        DataError: if there are not as many clips as prompts, or none.
-    """
-    placed: Iterator[Tensor] = map(extractor.among_prompts, features)
-    found = text_alignment(placed, prompts, EmbeddedPromptEncoder(extractor), seed=seed)
-    return replace(found, name=f"{extractor.name} cosine")
 
 
 def find_evaluator(source: str = "") -> Path:

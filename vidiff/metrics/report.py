@@ -13,6 +13,7 @@ from string import Template
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import write_bytes
 from vidiff.metrics.ab import Row, sentences
+from vidiff.metrics.best import Best
 from vidiff.metrics.plots import Panel, Point, Series, interval_strip, scatter_plot, small_multiples
 from vidiff.metrics.results import Clip, Results, Value
 from vidiff.metrics.verdict import DIRECTIONS, Standing, cost, interval_text, numbers, standings, verdict
@@ -23,10 +24,10 @@ _EXTREMES = 4  # prompts that are shown as the best, and as the worst
 _NEIGHBORS = 12  # nearest training clips that are shown, at most
 
 
-def markdown(results: Sequence[Results], comparison: Sequence[Row] = ()) -> str:
+def markdown(results: Sequence[Results], comparison: Sequence[Row] = (), best: Best | None = None) -> str:
     """Return the verdict and a table of all values with their protocol lines; raises as `standings`."""
     lines = [
-        _cell(" ".join(_verdict(results, comparison))),
+        _cell(" ".join(_verdict(results, comparison, best))),
         "",
         "| model | value | 95% interval | floor | metric and protocol |",
     ]
@@ -36,7 +37,7 @@ def markdown(results: Sequence[Results], comparison: Sequence[Row] = ()) -> str:
         for result, value in standing.entries:
             shown, floor = numbers(standing.values, value.value, value.floor)
             row = (
-                f"{_cell(result.label)}{' **best**' if standing.best == (result.label,) else ''}",
+                f"{_cell(result.label)}{' **best**' if _is_best(standing, result, best) else ''}",
                 *(shown, interval_text(standing.values, value), floor),
                 f"`{name}`, {DIRECTIONS[value.better]}",
             )
@@ -52,6 +53,7 @@ def write_report(
     results: Sequence[Results],
     *,
     comparison: Sequence[Row] = (),
+    best: Best | None = None,
     clips: int = 24,
     by: str | None = None,
     quality: str | None = None,
@@ -63,6 +65,7 @@ def write_report(
         path: of the file.
         results: one, or several to compare.
         comparison: of two results, see `vidiff.metrics.ab.compared`.
+        best: of several results, see `vidiff.metrics.best.best_of`; its row is marked.
         clips: prompts whose clips are shown besides those of the best and the worst.
         by: metric that tells the best prompts from the worst; the first with a value for each clip by default.
         quality: metric that is plotted against seconds per clip; the first that several results have by default.
@@ -81,7 +84,7 @@ def write_report(
     *extremes, others = _prompts(results, ranking, clips, album)
     sections = (
         ("Differences", _differences(comparison)),
-        ("Values", _table(found, len(results) > 1)),
+        ("Values", _table(found, len(results) > 1, best)),
         ("Training", _curves(found)),
         ("Quality against time", _pareto(timed) if timed else ""),
         *extremes,
@@ -96,7 +99,7 @@ def write_report(
     script = files("vidiff.metrics").joinpath("report.js").read_text()
     page = Template(files("vidiff.metrics").joinpath("report.html").read_text()).substitute(
         title=escape(" and ".join(r.label for r in results) if len(results) < 3 else f"{len(results)} models"),
-        verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in _verdict(results, comparison)),
+        verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in _verdict(results, comparison, best)),
         sections="".join(f"<section><h2>{name}</h2><div>{html}</div></section>" for name, html in sections if html),
         clips=escape(album.summary()),
         style=files("vidiff.metrics").joinpath("report.css").read_text(),
@@ -118,21 +121,28 @@ def _chosen(found: Sequence[Standing], metric: str | None, fits: Callable[[Stand
     raise ConfigError(f"{metric}: not a metric that fits here.{did_you_mean(metric, names)} {', '.join(names)} would.")
 
 
-def _table(found: Sequence[Standing], several: bool) -> str:
+def _table(found: Sequence[Standing], several: bool, best: Best | None) -> str:
     """Return all values: a group of rows for each metric, under its protocol."""
     groups = []
     for standing in found:
         values, better = standing.values, DIRECTIONS[standing.values[0].better]
         notes = "".join(f"<p>{escape(note)}</p>" for note in dict.fromkeys(v.note for v in values) if note)
         head = f"{escape(standing.metric)} <small>{better}</small>{_copyable(standing.name)}{notes}"
-        rows = "".join(_row(standing, result, value, several) for result, value in standing.entries)
+        rows = "".join(_row(standing, result, value, several, best) for result, value in standing.entries)
         groups.append(f'<tbody><tr><th colspan="4" scope="rowgroup">{head}</th></tr>{rows}</tbody>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Metric", "Value", "95% interval", "Floor"))
     return f'<table class="values"><thead><tr>{head}</tr></thead>{"".join(groups)}</table>' if groups else ""
 
 
-def _verdict(results: Sequence[Results], comparison: Sequence[Row]) -> list[str]:
-    return verdict(results, sentences(comparison, [result.label for result in results]))
+def _verdict(results: Sequence[Results], comparison: Sequence[Row], best: Best | None) -> list[str]:
+    found = verdict(results, sentences(comparison, [result.label for result in results]))
+    return found if best is None else [*found, best.text()]
+
+
+def _is_best(standing: Standing, result: Results, best: Best | None) -> bool:
+    """Return whether no other result comes near this one by its interval, or it was picked by this metric."""
+    picked = best is not None and (best.name, best.label) == (standing.name, result.label)
+    return picked or standing.best == (result.label,)
 
 
 def _differences(comparison: Sequence[Row]) -> str:
@@ -154,10 +164,10 @@ def _columns(row: Row) -> tuple[str, ...]:
     return (difference, f"{low} to {high}", p_value, row.how, row.better or "no difference shows")
 
 
-def _row(standing: Standing, result: Results, value: Value, several: bool) -> str:
+def _row(standing: Standing, result: Results, value: Value, several: bool, picked: Best | None) -> str:
     ends = [end for v in standing.values for end in (v.value, *(v.interval or ()), v.floor) if end is not None]
     ends = [end for end in ends if math.isfinite(end)] or [0.0]
-    best = standing.best == (result.label,)
+    best = _is_best(standing, result, picked)
     name = f"<span>{escape(result.label)}{' <em>best</em>' if best else ''}</span>" if several else ""
     strip = interval_strip(value.value, value.interval, value.floor, (min(ends), max(ends)))
     shown, floor = numbers(standing.values, value.value, value.floor)
