@@ -68,7 +68,7 @@ def seconds(evaluator: EmbeddedExtractor, data: Clips) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluator", default="", help="folder; default the bundled one")
-    parser.add_argument("--sprites", help="shards of sprites that it was not trained on")
+    parser.add_argument("--sprites", type=Path, help="shards of sprites that it was not trained on")
     parser.add_argument("--count", type=int, default=256, help="clips of each set")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
