@@ -15,7 +15,8 @@ app = typer.Typer(
 
 
 Models = Annotated[
-    list[str] | None, typer.Option(help="Bundled model, model folder or checkpoint; repeat it for a table.")
+    list[str] | None,
+    typer.Option(help="Bundled model, model folder, RUN/STAGE/step-N, or RUN/STAGE for all of them; repeatable."),
 ]
 Generated = Annotated[list[Path] | None, typer.Option(help="Folder of clips that any tool made; may be repeated.")]
 Sides = Annotated[
@@ -26,6 +27,10 @@ Weights = Annotated[
 ]
 Resizing = Annotated[
     str | None, typer.Option(help="How frames are resized: tf1, bilinear, bilinear-aa, bicubic-aa, pil-bicubic.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of generated clips and features; a second run goes on.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on without clips that cannot be read; they are listed.")
 ]
 Shown = Annotated[list[Path] | None, typer.Option(help="Files of --json, to show beside what is measured now.")]
 
@@ -52,17 +57,13 @@ def evaluate(
     stages: Annotated[str, typer.Option(help="Of a cascade: base, or all.")] = "base",
     seed: Annotated[int, typer.Option(min=0, help="Of clips, floors and intervals.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Clips in memory at once.")] = 8,
-    out: Annotated[Path, typer.Option(help="Folder of generated clips and features; a second run goes on.")] = Path(
-        "evaluation"
-    ),
+    out: Out = Path("evaluation"),
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown table.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write all values; --ab and --results read it.")] = None,
     results: Shown = None,
-    by: Annotated[str | None, typer.Option(help="Metric that orders prompts and picks the best checkpoint.")] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without clips that cannot be read; they are listed.")
-    ] = False,
+    by: Annotated[str | None, typer.Option(help="Metric that orders prompts and picks the best model.")] = None,
+    allow_missing: AllowMissing = False,
     mixed: Annotated[bool, typer.Option("--mixed", help="Go on with clips of several sizes and rates.")] = False,
     list_metrics: Annotated[bool, typer.Option("--list", help="Say what can be measured, and what it takes.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
@@ -73,6 +74,8 @@ def evaluate(
     Examples:
 
       vidiff evaluate --model sprites --data clips/ --report report.html
+
+      vidiff evaluate --model runs/toyworld/video --data held-out/ --report curves.html
 
       vidiff evaluate --generated other-tool/ --data clips/ --json other.json
 

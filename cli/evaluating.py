@@ -1,7 +1,7 @@
 """What ``evaluate`` does with its arguments: which sets, measured how, and written where."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +21,16 @@ from vidiff.evaluation import (
 from vidiff.files import write_text
 from vidiff.metrics import ab as comparing
 from vidiff.metrics.ab import Row
+from vidiff.metrics.best import best_of
 from vidiff.metrics.clip_set import open_clip_set
 from vidiff.metrics.evaluate import Tools
 from vidiff.metrics.report import markdown as as_markdown
 from vidiff.metrics.report import write_report
 from vidiff.metrics.results import Clip, Results, Value, read_results
 from vidiff.metrics.tools import Reading, build_tools
-from vidiff.metrics.verdict import cost, interval_text, numbers, standings, verdict
+from vidiff.metrics.verdict import interval_text, numbers, standings, verdict
 from vidiff.train.checkpoint_model import TrainedModel, checkpoint_models
+from vidiff.weights import CONFIG_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -57,35 +59,63 @@ def run(
         DataError: if clips do not do.
     """
     from vidiff.cli.devices import chosen_device
-    from vidiff.pipeline import find_model
 
     if asked.ab is not None and (asked.models or asked.generated or asked.results):
         raise ConfigError("--ab names both sides: leave out --model, --generated and --results")
-    named = asked.ab or (*asked.models, *map(str, asked.generated), *map(str, asked.results))
-    if not named:
+    sides = _sides(asked, options)
+    if not sides:
         raise ConfigError("nothing to measure: give --model, --generated or --ab")
-    sides, trained = checkpoint_models(named, options.out / "models")
-    if asked.ab is not None and len(sides) != 2:
-        raise ConfigError(f"--ab compares two: name one checkpoint of a stage, such as {sides[-1]}")
     device = chosen_device(asked.device)
     told = _weights(weights)
-    models = set(asked.models)
     references, tools = References(None, None), None
     found = []
     for side in sides:
-        if side.endswith(".json") and Path(side).is_file():
-            found.append(read_results(Path(side)))
+        if isinstance(side, Results):
+            found.append(side)
             continue
         if tools is None:
             references, tools = open_references(options, hearing), build_tools(told, reading, device)
-        if side in models or side in trained or not Path(side).is_dir() or (Path(side) / "config.yaml").is_file():
-            model = trained.get(side) or TrainedModel(side, find_model(side))
-            found.append(_of_model(model, asked, device, references, tools, options, hearing))
+        if isinstance(side, TrainedModel):
+            found.append(_of_model(side, asked, device, references, tools, options, hearing))
         else:
-            clips = opened(Path(side), options, hearing)
-            found.append(measured(side, clips, references, tools, options, hearing))
+            clips = opened(side, options, hearing)
+            found.append(measured(str(side), clips, references, tools, options, hearing))
     found = relabeled(found)
     return found, comparing.compared(*found, seed=options.seed) if asked.ab is not None else []
+
+
+Side = TrainedModel | Path | Results  # a path is one of clips
+
+
+def _sides(asked: Asked, options: Options) -> list[Side]:
+    """Return everything that is to be measured or shown, so that what is not there is known before work begins.
+
+    A stage of a run stands for all its checkpoints.
+    """
+    share = options.share
+    if not share.is_main:
+        share.wait()  # one process makes models out of checkpoints, the others find them
+    names, trained = checkpoint_models(asked.ab or asked.models, options.out / "models")
+    if share.is_main:
+        share.wait()
+    if asked.ab is not None and len(names) != 2:
+        raise ConfigError(f"--ab compares two: name one checkpoint of a stage, such as {list(trained)[-1]}")
+    sides = [_side(name, trained, only_models=asked.ab is None) for name in names]
+    return [*sides, *asked.generated, *map(read_results, asked.results)]
+
+
+def _side(name: str, trained: Mapping[str, TrainedModel], *, only_models: bool) -> Side:
+    """Return what a name means: a model if ``only_models``, otherwise what lies there decides."""
+    from vidiff.pipeline import find_model
+
+    path = Path(name)
+    if name in trained:
+        return trained[name]
+    if not only_models and path.suffix == ".json" and path.is_file():
+        return read_results(path)
+    if not only_models and path.is_dir() and not (path / CONFIG_NAME).is_file():
+        return path
+    return TrainedModel(name, find_model(name))
 
 
 def _of_model(
@@ -130,25 +160,25 @@ def written(
     json_path: Path | None,
 ) -> str:
     """Write what was asked for, and return what is printed: all values with their protocols, then the verdict."""
+    best = best_of(found, asked.by)
     if json_path is not None:
         for number, one in enumerate(found):
             path = json_path if len(found) == 1 else json_path.with_stem(f"{json_path.stem}-{number + 1}")
             write_text(path, json.dumps(one.to_dict(), indent=1) + "\n")
     if markdown is not None:
-        write_text(markdown, as_markdown(found, rows))
+        write_text(markdown, as_markdown(found, rows, best))
     if report is not None:
-        write_report(report, found, comparison=rows, by=asked.by)
+        write_report(report, found, comparison=rows, best=best, by=_ranking(found, asked.by))
     lines = [line for standing in standings(found) for line in _lines(standing.name, standing.entries)]
     lines += ["", *(row.text() for row in rows)] if rows else []
-    best = _best(found, asked.by)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            *verdict(found, comparing.sentences(rows, [one.label for one in found])),
-            *([best] if best else []),
-        ]
-    )
+    told = verdict(found, comparing.sentences(rows, [one.label for one in found]))
+    return "\n".join([*lines, "", *told, *([best.text()] if best else [])])
+
+
+def _ranking(found: Sequence[Results], by: str | None) -> str | None:
+    """Return ``by`` if it has a value for each clip, so that prompts can be ordered by it."""
+    values = [value for one in found for value in one.values if by in (value.metric, value.name)]
+    return by if any(value.per_clip for value in values) else None
 
 
 def _lines(name: str, entries: Sequence[tuple[Results, Value]]) -> list[str]:
@@ -159,16 +189,6 @@ def _lines(name: str, entries: Sequence[tuple[Results, Value]]) -> list[str]:
         label = f"{one.label}: " if len(entries) > 1 else ""
         lines.append(f"  {label}{shown}  95% {interval_text(values, value)}  floor {floor}")
     return lines + [f"  {note}" for note in dict.fromkeys(value.note for value in values) if note]
-
-
-def _best(found: Sequence[Results], by: str | None) -> str:
-    """Return which of several results is the best one by a metric."""
-    if by is None or len(found) < 2:
-        return ""
-    scores = [(cost(value, value.value), one.label) for one in found for value in one.values if value.metric == by]
-    if not scores:
-        raise ConfigError(f"--by {by}: no result has this metric")
-    return f"Best by {by}: {min(scores)[1]}."
 
 
 def contenders(sides: Sequence[str]) -> list[Results]:

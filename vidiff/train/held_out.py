@@ -96,7 +96,7 @@ class HeldOutEvaluation:
         folder: Path,
         note: Callable[[str], None] = print,
     ):
-        """Write the reference clips and measure half of them, so that what cannot work fails before training.
+        """Write the reference clips and measure some of them, so that what cannot work fails before training.
 
         Args:
             config: what to measure.
