@@ -1,12 +1,18 @@
 """The transformer of two levels: it begins as its coarse one, and a recipe can go on from there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vidiff.errors import ConfigError
+from vidiff import config
+from vidiff.checkpoint import save_model
+from vidiff.errors import CheckpointError, ConfigError
+from vidiff.model_folder import ModelConfig
 from vidiff.models.build import build_backbone
 from vidiff.models.dit import DiTConfig
 from vidiff.models.two_level import TwoLevelDiT, TwoLevelDiTConfig
+from vidiff.train.recipe import start_from
 from vidiff.types import Conditioning, LatentSpec, TextEmbedding
 
 COARSE = DiTConfig(patch_size=(1, 2, 2), dim=24, depth=2, num_heads=2, pooled_text=True, input_skip=True)
@@ -88,3 +94,20 @@ def test_the_union_builds_it():
 def test_patches_along_time_are_refused():
     with pytest.raises(ConfigError, match="must be 1 along time"):
         TwoLevelDiTConfig(coarse=DiTConfig(patch_size=(2, 2, 2)))
+
+
+def test_a_stage_of_two_levels_goes_on_from_a_coarse_one_or_from_its_like(tmp_path):
+    latents, settings = LatentSpec(8, 8, 4), {"text_dim": 16, "predicts": "x0"}
+    x, t, cond = inputs()
+    for name, backbone in (("coarse", COARSE), ("both", CONFIG)):
+        earlier = ModelConfig(backbone=backbone, **settings)
+        trained = stirred(earlier.denoiser(latents))
+        save_model(tmp_path / name, config.to_dict(earlier), trained.state_dict())
+        later = ModelConfig(backbone=CONFIG, **settings)
+        started = later.denoiser(latents)
+        start_from(tmp_path / name, started, later, latents)
+        assert torch.equal(started(x, t, cond), trained(x, t, cond))
+        assert torch.equal(started.null_tokens, trained.null_tokens)
+    wide = ModelConfig(backbone=replace(CONFIG, coarse=replace(COARSE, depth=3)), **settings)
+    with pytest.raises(CheckpointError):
+        start_from(tmp_path / "coarse", wide.denoiser(latents), wide, latents)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vidiff.errors import DataError
@@ -55,7 +56,7 @@ class Measuring:
     note: Callable[[str], None] = print
     progress: Progress = unseen
     share: Share = ALONE  # this process's part of the features; all of them meet in the cache
-    _features: dict[tuple[str, str, str], Rows] = field(default_factory=dict, repr=False, compare=False)
+    _features: dict[tuple[str, ...], Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def features(self, one: ClipSet, extractor: Extractor) -> Rows:
         """Return the features of a set, computed once and kept on disk.
@@ -63,7 +64,8 @@ class Measuring:
         Raises:
             DataError: if a clip is too short for the extractor, with its name.
         """
-        identity = (one.digest, extractor.name, f"{extractor.version} {extractor.preprocess}")
+        read_as = f"{extractor.name} {extractor.version} {extractor.preprocess}"
+        identity = (read_as, *(clip.digest for clip in one.clips))
         if identity not in self._features:
             lengths = {len(used(one, extractor, index)) for index in range(len(one))}
             if extractor.per_frame and len(lengths) > 1:
@@ -80,7 +82,9 @@ class Measuring:
 
     def _computed(self, clips: Sequence[SetClip], extractor: Extractor, title: str) -> list[Tensor]:
         """Return the features of each clip, from the cache where it has them."""
-        with self.progress(title, len(clips)) as on_clip:
+        # Kernels that a GPU picks for speed alone would make another number of the same weights.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with exact, self.progress(title, len(clips)) as on_clip:
             reads = ((clip.digest, clip.frames) for clip in clips)
             return list(features_of(reads, extractor, self.cache, batch=self.batch, note=self.note, on_clip=on_clip))
 

@@ -235,7 +235,7 @@ def _train_denoiser(
     if stage_config.evaluate is not None and is_main_process():
         stage.evaluation = _evaluation(stage_config, model_config, autoencoder, encoder, run_dir, console)
     if stage_config.starts_from is not None:
-        _start_from(run_dir / stage_config.starts_from / "export", stage.denoiser, model_config, autoencoder.latents)
+        start_from(run_dir / stage_config.starts_from / "export", stage.denoiser, model_config, autoencoder.latents)
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
@@ -257,7 +257,7 @@ def _evaluation(
         return HeldOutEvaluation(stage.evaluate, model_config, autoencoder, encoder, data, folder, note)
 
 
-def _start_from(folder: Path, denoiser: Denoiser, settings: ModelConfig, latents: LatentSpec) -> None:
+def start_from(folder: Path, denoiser: Denoiser, settings: ModelConfig, latents: LatentSpec) -> None:
     """Give ``denoiser`` the weights of an earlier stage, which may be the coarse level of one of two levels."""
     earlier: ModelConfig = read_config(ModelConfig, folder)
     if isinstance(settings.backbone, TwoLevelDiTConfig) and settings.backbone.coarse == earlier.backbone:
