@@ -6,24 +6,27 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.clips import SHARED
-from vidiff.data.sprite_sheets import Sheets, _all_names
+from tests.clips import SHARED, write_shard
+from vidiff.cli.main import main
+from vidiff.data.sprite_sheets import Sheets, sheet_names
 from vidiff.data.sprites import character_of, stated_in
 from vidiff.data.video_write import write_video
 from vidiff.errors import DataError
 from vidiff.metrics.clip_set import open_clip_set
-from vidiff.metrics.following import can_be_judged, following_values
+from vidiff.metrics.following import following_values, missing_for_following
 from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.results import read_results
 from vidiff.metrics.sprite_oracle import judge_sprite, with_value
 
 SPRITES, REFERENCE = SHARED / "data/sprites", SHARED / "tools/sprite_oracle.py"
-COUNT = 20
+COUNT = 12
 
 HERO = character_of(
     {
@@ -44,7 +47,7 @@ def folder(tmp_path_factory):
     """Sheets on which every garment is a box of its own color, at a place that tells row and column."""
     home = tmp_path_factory.mktemp("sprites") / "sheets"
     bands = ("behind_body", "body", "feet", "legs", "torso", "hair", "head")
-    for name in _all_names():
+    for name in sheet_names():
         cells = np.zeros((21, 64, 13, 64), np.uint8)
         y = 9 * bands.index(name.split("/")[0])
         for row in range(21):
@@ -121,16 +124,18 @@ def test_what_is_no_clip_is_refused(clip, fps, word, sheets):
     "change, word",
     [
         ({"torso": "plate armour"}, "Did you mean plate armor"),
-        ({"hair": "../../secret"}, "no sprite has the hair"),
+        ({"hair": "../../secret"}, "no sprite has the hair .* there are: none, plain, long"),
         ({"skin": "skeleton"}, "no sprite has the skin"),
         ({"action": "fall"}, "no sprite has the direction"),
         ({"sex": ["male"]}, "no sprite has the sex"),
-        ({"mood": "good"}, "do not describe a sprite"),
+        ({"mood": "good"}, "do not describe a sprite: mood: unknown. They are: sex, skin"),
     ],
 )
 def test_attributes_that_no_sprite_has_are_refused(change, word):
     with pytest.raises(DataError, match=word):
         character_of(asdict(HERO) | change)
+    with pytest.raises(DataError, match="legs, feet: missing"):
+        character_of({name: value for name, value in asdict(HERO).items() if name not in ("legs", "feet")})
 
 
 def test_only_what_a_caption_says_is_stated():
@@ -167,25 +172,94 @@ def test_wrong_sheets_are_named(kind, folder, tmp_path):
     assert name in str(error.value)
 
 
-def test_an_evaluation_judges_sprites_beside_their_sheets(folder, sheets, tmp_path):
-    for home in ("data", "made"):
-        (tmp_path / home).mkdir()
-    row = {"caption": CAPTION, "attributes": asdict(HERO)}
-    (tmp_path / "data/0.json").write_text(json.dumps(row))
-    write_video(tmp_path / "data/0.mp4", sheets.clip(HERO), 12, lossless=True)
-    for index, shown in enumerate((HERO, replace(HERO, legs="teal pants", background="dark"))):
-        write_video(tmp_path / f"made/{index}.mp4", sheets.clip(shown), 12, lossless=True)
-        (tmp_path / f"made/{index}.txt").write_text(CAPTION)
-    data, made = open_clip_set(tmp_path / "data"), open_clip_set(tmp_path / "made")
-    measuring = Measuring(made, data, tmp_path / "cache", workers=1)
-    assert not can_be_judged(measuring)
+ROW = {
+    "caption": CAPTION,
+    "alt_captions": ["a tanned lady wearing metal boots"],
+    "attributes": asdict(HERO),
+    **{"fps": 12, "num_frames": 17, "height": 64, "width": 64},
+}
+
+
+def write_data(home, sheets, row=ROW):
+    """Write one real clip with its attributes beside it, and return the set."""
+    write_video(home / "0.mp4", sheets.clip(HERO), 12, lossless=True)
+    (home / "0.json").write_text(json.dumps(row))
+    return open_clip_set(home)
+
+
+def write_made(home, sheets, captions):
+    """Write a true clip and one with two wrong attributes, and return the set."""
+    shown = (HERO, replace(HERO, legs="teal pants", background="dark"))
+    for index, (character, caption) in enumerate(zip(shown, captions, strict=True)):
+        write_video(home / f"{index}.mp4", sheets.clip(character), 12, lossless=True)
+        (home / f"{index}.txt").write_text(caption)
+    return open_clip_set(home)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shard"])
+def test_an_evaluation_judges_sprites_beside_their_sheets(kind, folder, sheets, tmp_path, monkeypatch, capsys):
+    data, made = tmp_path / "data", tmp_path / "made"
+    write_data(data, sheets)
+    write_made(made, sheets, [CAPTION, CAPTION])
+    if kind == "shard":
+        write_shard(data / "val-0.tar", [(name, (data / name).read_bytes()) for name in ("0.mp4", "0.json")])
+        data = data / "val-*.tar"
     (tmp_path / "data/sheets").symlink_to(folder)
-    assert can_be_judged(measuring)
-    values = {value.metric: value for value in following_values(measuring)}
+    options = {"generated": made, "data": data, "metrics": "following", "json": tmp_path / "x", "out": tmp_path / "out"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["vidiff", "evaluate", *words])
+    with suppress(SystemExit):
+        main()
+    assert not capsys.readouterr().err.count("error:")
+    values = {value.metric: value for value in read_results(tmp_path / "x").values}
     assert values["following"].per_clip == {"0": 1, "1": pytest.approx(9 / 11)}
-    assert values["following"].protocol.startswith("sprite-oracle-1,n=2,m=1,")
+    drawn = f"sheets=sha256:{sheets.digest[:12]}"
+    assert values["following"].protocol.startswith(f"sprite-oracle-1,{drawn},n=2,m=1,")
     assert values["following-legs"].value == 0.5 and values["following-hair_color"].value == 1
-    assert (tmp_path / "cache/sprite-oracle-1.jsonl").read_text().count("\n") == 2
+
+
+def test_answers_are_kept_until_caption_or_sheets_change(folder, sheets, tmp_path):
+    real = write_data(tmp_path / "data", sheets)
+    (tmp_path / "data/sheets").symlink_to(folder)
+    made = write_made(tmp_path / "made", sheets, [CAPTION, CAPTION])
+    measuring = Measuring(made, real, tmp_path / "cache", workers=1)
+    kept = tmp_path / "cache/sprite-oracle-1.jsonl"
+    first = following_values(measuring)
+    assert following_values(measuring) == first and kept.read_text().count("\n") == 2
+    # Found by its name, made from another caption: what that one leaves out is not asked.
+    again = write_made(tmp_path / "made", sheets, [*ROW["alt_captions"], CAPTION])
+    values = {value.metric: value for value in following_values(Measuring(again, real, tmp_path / "cache", workers=1))}
+    assert kept.read_text().count("\n") == 3 and values["following-skin"].value == 1
+    assert ",stated=2" in values["following-feet"].protocol and ",stated=1" in values["following-legs"].protocol
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"attributes": None}, "data, 0: has no attributes beside it; following needs --data"),
+        ({"caption": ""}, "data, 0: has the attributes of a sprite but no caption"),
+        ({}, "data, 0: is a sprite, judged by what its sheets draw; put their folder at .*data/sheets"),
+        ({"attributes": asdict(HERO) | {"legs": "red pant"}}, "data, 0: no sprite has the legs .*Did you mean red"),
+        ({"caption": "a cat"}, "data, 0: the caption 'a cat' states none"),
+    ],
+)
+def test_what_keeps_sprites_from_being_judged_is_named(change, word, folder, sheets, tmp_path):
+    real = write_data(tmp_path / "data", sheets, ROW | change)
+    if change:
+        (tmp_path / "data/sheets").symlink_to(folder)
+    measuring = Measuring(real, real, tmp_path / "cache", workers=1)
+    with pytest.raises(DataError, match=word):
+        following_values(measuring)
+    judged_later = "legs" in word or "a cat" in word
+    assert bool(missing_for_following(measuring)) != judged_later
+
+
+def test_a_clip_that_cannot_be_judged_is_named(folder, sheets, tmp_path):
+    real = write_data(tmp_path / "data", sheets)
+    (tmp_path / "data/sheets").symlink_to(folder)
+    write_video(tmp_path / "made/0.mp4", sheets.clip(HERO)[:, :32], 12, lossless=True)
+    with pytest.raises(DataError, match=r"made/0\.mp4: cannot be judged: .* square, not 64x32; crop"):
+        following_values(Measuring(open_clip_set(tmp_path / "made"), real, tmp_path / "cache", workers=1))
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +321,7 @@ def test_the_reference_judges_alike(kind, real, reference):
     sheets, characters, stated, clips = real
     composer = reference.Composer(SPRITES / "sheets")
     rng = np.random.default_rng(1)
-    for index in range(5):
+    for index in range(4):
         clip = {
             "real": clips[index],
             "noisy": np.clip(clips[index] + rng.normal(0, 40, clips[index].shape), 0, 255).astype(np.uint8),

@@ -48,17 +48,17 @@ class Sheets:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._sheet = lru_cache(_KEPT)(self._read)
-        missing = [name for name in _all_names() if not self._path(name).is_file()]
+        missing = [name for name in sheet_names() if not self._path(name).is_file()]
         if missing:
             raise DataError(
-                f"{folder}: {len(missing)} of {len(_all_names())} sheets of the sprites are missing, such as "
+                f"{folder}: {len(missing)} of {len(sheet_names())} sheets of the sprites are missing, such as "
                 f"{missing[0]}.png; copy the folder again"
             )
 
     @cached_property
     def digest(self) -> str:
         """Return a hash of all that clips are composed from."""
-        parts = (f"{name} {hashlib.sha256(self._bytes(name)).hexdigest()}\n" for name in _all_names())
+        parts = (f"{name} {hashlib.sha256(self._bytes(name)).hexdigest()}\n" for name in sheet_names())
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def clip(self, character: Character) -> np.ndarray:
@@ -82,13 +82,13 @@ class Sheets:
         path = self._path(name)
         try:
             if not path.resolve(strict=True).is_relative_to(self.folder.resolve()):
-                raise DataError(f"{path}: a link that leads out of the folder of sheets")
+                raise DataError(f"{path}: a link that leads out of the folder of sheets; put the file itself there")
             with path.open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)
         except (OSError, RuntimeError) as error:  # the latter is a loop of links
             raise DataError(f"{path}: cannot be read: {error}") from error
         if len(data) > _MAX_BYTES:
-            raise DataError(f"{path}: no sheet has more than {_MAX_BYTES >> 20} MiB")
+            raise DataError(f"{path}: no sheet has more than {_MAX_BYTES >> 20} MiB; copy it again")
         return data
 
     def _read(self, name: str) -> Image.Image:
@@ -97,13 +97,13 @@ class Sheets:
             image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
             if image.size != _SIZE:  # before anything is decoded
                 shown, wanted = (f"{width}x{height}" for width, height in (image.size, _SIZE))
-                raise DataError(f"{self._path(name)}: has {shown} pixels where a sheet has {wanted}")
+                raise DataError(f"{self._path(name)}: has {shown} pixels where a sheet has {wanted}; copy it again")
             image.load()
             return image if image.mode == "P" else image.convert("RGBA")  # a palette takes a quarter of the memory
         except DataError:
             raise
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise DataError(f"{self._path(name)}: not a PNG image that can be read: {error}") from error
+            raise DataError(f"{self._path(name)}: not a PNG image that can be read; copy it again") from error
 
 
 @lru_cache(4)
@@ -113,7 +113,7 @@ def sheets_at(folder: Path) -> Sheets:
 
 
 @lru_cache(1)
-def _all_names() -> tuple[str, ...]:
+def sheet_names() -> tuple[str, ...]:
     """Return every sheet that a character can need."""
     garments = {sex: [*TORSOS[sex].values(), *LEGS.values(), *FEET.values(), *HEADS.values()] for sex in SEXES}
     return (

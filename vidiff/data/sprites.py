@@ -25,26 +25,43 @@ ACTIONS = {
     "fall": ("falling down hurt", "collapsing to the ground", "getting knocked down"),
 }
 SKINS = {
-    **{"light": "light-skinned", "tanned": "tanned", "dark": "dark-skinned", "darkelf": "grey-skinned dark elf"},
-    **{"orc": "bright green orc", "red_orc": "olive-skinned orc", "skeleton": "skeleton"},
+    "light": "light-skinned",
+    "tanned": "tanned",
+    "dark": "dark-skinned",
+    "darkelf": "grey-skinned dark elf",
+    "orc": "bright green orc",
+    "red_orc": "olive-skinned orc",
+    "skeleton": "skeleton",  # of men only
 }
 HAIRS = {
-    **{"plain": "short", "long": "long", "mohawk": "mohawk", "ponytail": "ponytail", "messy1": "messy"},
-    **{"bangs": "bangs-cut", "jewfro": "curly", "princess": "princess-style", "swoop": "swept", "unkempt": "unkempt"},
+    "plain": "short",
+    "long": "long",
+    "mohawk": "mohawk",
+    "ponytail": "ponytail",
+    "messy1": "messy",
+    "bangs": "bangs-cut",
+    "jewfro": "curly",
+    "princess": "princess-style",
+    "swoop": "swept",
+    "unkempt": "unkempt",
 }
-HAIR_COLORS = {
-    **{name: name for name in ("black", "blonde", "blue", "brown", "green", "pink", "purple", "white")},
-    **{"gray": "grey", "redhead": "red"},
-}
+_PLAIN_COLORS = ("black", "blonde", "blue", "brown", "green", "pink", "purple", "white")
+HAIR_COLORS = {color: color for color in _PLAIN_COLORS} | {"gray": "grey", "redhead": "red"}
 CAPES = ("black", "blue", "brown", "green", "pink", "red", "white", "yellow")
 BACKGROUNDS = {  # sRGB, 0 to 255
-    **{"grey": (128, 128, 128), "green": (86, 125, 70), "sand": (206, 182, 132)},
-    **{"blue": (92, 128, 176), "white": (236, 236, 236), "dark": (40, 40, 48)},
+    "grey": (128, 128, 128),
+    "green": (86, 125, 70),
+    "sand": (206, 182, 132),
+    "blue": (92, 128, 176),
+    "white": (236, 236, 236),
+    "dark": (40, 40, 48),
 }
-# Garments as captions call them, and their sheets.
+# Garments as captions call them, and their sheets without the suffix.
 _ARMOR = {
-    **{"plate armor": "torso/plate/chest_{sex}", "golden armor": "torso/gold/chest_{sex}"},
-    **{"leather armor": "torso/leather/chest_{sex}", "chainmail": "torso/chain/mail_{sex}"},
+    "plate armor": "torso/plate/chest_{sex}",
+    "golden armor": "torso/gold/chest_{sex}",
+    "leather armor": "torso/leather/chest_{sex}",
+    "chainmail": "torso/chain/mail_{sex}",
 }
 _CLOTHS = ("white", "brown", "teal", "maroon")
 _SLEEVES = {"male": "longsleeve", "female": "sleeveless"}
@@ -95,7 +112,10 @@ class Character:
             value, known = getattr(self, field.name), values_of(self, field.name)
             if value not in known:
                 hint = did_you_mean(value, known) if isinstance(value, str) else ""
-                raise DataError(f"no sprite has the {field.name} {value!r} beside its other attributes.{hint}")
+                raise DataError(
+                    f"no sprite has the {field.name} {value!r:.100} beside its other attributes; there are: "
+                    f"{', '.join(known)}.{hint}"
+                )
 
     @property
     def layers(self) -> list[str]:
@@ -113,10 +133,15 @@ class Character:
 
 def character_of(attributes: dict[str, Any]) -> Character:
     """Return the character that a row's attributes describe; raises DataError if they describe none."""
-    try:
-        return Character(**attributes)
-    except TypeError as error:
-        raise DataError(f"attributes do not describe a sprite: {error}") from error
+    names = [field.name for field in fields(Character)]
+    missing = [name for name in names if name not in attributes]
+    unknown = [name for name in attributes if name not in names]
+    if missing or unknown:
+        wrong = "; ".join(
+            f"{', '.join(some)}: {what}" for some, what in ((missing, "missing"), (unknown, "unknown")) if some
+        )
+        raise DataError(f"attributes do not describe a sprite: {wrong}. They are: {', '.join(names)}")
+    return Character(**attributes)
 
 
 def values_of(character: Character, name: str) -> tuple[str, ...]:
@@ -137,8 +162,17 @@ def values_of(character: Character, name: str) -> tuple[str, ...]:
             return tuple(DIRECTIONS) if character.action != "fall" else ("down",)
         case "torso":
             return tuple(TORSOS[character.sex])
-    shared: dict[str, dict[str, Any]] = {"legs": LEGS, "feet": FEET, "head": HEADS, "action": ACTIONS}
-    return tuple((shared | {"background": BACKGROUNDS})[name])
+        case "legs":
+            return tuple(LEGS)
+        case "feet":
+            return tuple(FEET)
+        case "head":
+            return tuple(HEADS)
+        case "action":
+            return tuple(ACTIONS)
+        case "background":
+            return tuple(BACKGROUNDS)
+    raise ValueError(f"sprites have no attribute {name}")
 
 
 def stated_in(caption: str, character: Character) -> dict[str, str]:
@@ -165,5 +199,8 @@ def stated_in(caption: str, character: Character) -> dict[str, str]:
         if getattr(character, name) != NONE and any(phrase in caption for phrase in said)
     }
     if not found:
-        raise DataError(f"the caption {caption!r:.200} states none of its attributes")
+        raise DataError(
+            f"the caption {caption!r:.200} states none of the attributes beside it, so that nothing can be judged; "
+            "caption the clip in the words of the sprites"
+        )
     return found

@@ -18,7 +18,7 @@ from vidiff.metrics.clip_metrics import (
 )
 from vidiff.metrics.extractors import Extractor, PretrainedExtractor
 from vidiff.metrics.flow import DIS, FlowEstimator
-from vidiff.metrics.following import can_be_judged, following_values
+from vidiff.metrics.following import following_values, missing_for_following
 from vidiff.metrics.measuring import Measuring, short_hash
 from vidiff.metrics.pairwise import LPIPS, inception_score
 from vidiff.metrics.results import Neighbor, Value
@@ -101,7 +101,7 @@ def _aligner(metric: str, kind: str) -> Callable[[Measuring, Tools], str]:
 
 
 def _judged(measuring: Measuring, tools: Tools) -> str:
-    return "" if can_be_judged(measuring) else "it needs --data with attributes, as vidiff data toyworld writes them"
+    return missing_for_following(measuring)
 
 
 def _train(measuring: Measuring, tools: Tools) -> str:

@@ -19,13 +19,14 @@ from vidiff.errors import DataError
 from vidiff.files import append_line
 from vidiff.metrics.clip_metrics import partners_of
 from vidiff.metrics.clip_set import SetClip
-from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.measuring import Measuring, short_hash
 from vidiff.metrics.results import Value
 from vidiff.metrics.sprite_oracle import judge_sprite
 from vidiff.metrics.toyworld_oracle import judge
 
 # Counted up when they judge otherwise.
 _TOYWORLD, _SPRITES = "toyworld-oracle-1", "sprite-oracle-1"
+_NEEDED = "--data with attributes, as vidiff data toyworld writes them, or sprites beside their sheets"
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,26 @@ class Question:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def answer(self) -> dict[str, bool]:
-        """Return which stated attributes the clip shows."""
+        """Return which stated attributes the clip shows; raises DataError if it cannot be read or judged."""
         frames, fps = self.clip.frames().numpy(), self.clip.info.fps
-        if isinstance(self.asked, Scene):
-            return judge(frames, fps, self.asked, self.stated).followed
-        assert self.sheets is not None
-        return judge_sprite(frames, fps, self.asked, self.stated, sheets_at(self.sheets)).followed
+        try:
+            if isinstance(self.asked, Scene):
+                return judge(frames, fps, self.asked, self.stated).followed
+            assert self.sheets is not None
+            return judge_sprite(frames, fps, self.asked, self.stated, sheets_at(self.sheets)).followed
+        except DataError as error:
+            raise DataError(f"{self.clip.path or self.clip.key}: cannot be judged: {error}") from error
 
 
-def can_be_judged(measuring: Measuring) -> bool:
-    """Return whether the real clips have attributes beside them: of the toy world, or of sprites with their sheets."""
-    return measuring.real is not None and all(_is_toy(clip.row) or _is_sprite(clip) for clip in measuring.real.clips)
+def missing_for_following(measuring: Measuring) -> str:
+    """Return what judging takes and is not there, or nothing: real clips with attributes; sprites also their sheets."""
+    if measuring.real is None:
+        return f"it needs {_NEEDED}"
+    for clip in measuring.real.clips:
+        why = "" if _is_toy(clip.row) else _missing_of_sprite(clip)
+        if why:
+            return f"{measuring.real.label}, {clip.key}: {why}"
+    return ""
 
 
 def following_values(measuring: Measuring) -> list[Value]:
@@ -70,14 +80,16 @@ def following_values(measuring: Measuring) -> list[Value]:
     Raises:
         DataError: if the data does not say what clips should show, or a clip has no partner in it.
     """
-    if not can_be_judged(measuring):
-        raise DataError(
-            "following needs data with attributes, as vidiff data toyworld writes them, or sprites beside their sheets"
-        )
-    partners = partners_of(measuring.generated, measuring.against())
-    questions = [_question(clip, partner) for clip, partner in zip(measuring.generated.clips, partners, strict=True)]
+    missing = missing_for_following(measuring)
+    if missing:
+        raise DataError(f"following: {missing}")
+    real = measuring.against()
+    partners = partners_of(measuring.generated, real)
+    questions = [
+        _question(clip, partner, real.label) for clip, partner in zip(measuring.generated.clips, partners, strict=True)
+    ]
     answers = list(_answers(measuring, questions))
-    protocol = measuring.protocol(_oracles(questions))
+    protocol = measuring.protocol(_oracles(questions), *_drawn_from(questions))
     shares = np.array([np.mean(list(answer.values())) for answer in answers])
     found = [measuring.mean_value("following", protocol, shares, "higher")]
     kinds: dict[str, list[tuple[int, bool]]] = {}
@@ -113,10 +125,15 @@ def _is_toy(row: dict[str, Any]) -> bool:
     return isinstance(attributes, dict) and "objects" in attributes and isinstance(row.get("stated"), dict)
 
 
-def _is_sprite(clip: SetClip) -> bool:
+def _missing_of_sprite(clip: SetClip) -> str:
+    """Return what a real clip lacks to be a sprite by which others are judged, or nothing."""
     attributes = clip.row.get("attributes")
-    described = isinstance(attributes, dict) and {"sex", "skin", "action"} <= attributes.keys() and bool(clip.prompt)
-    return described and _sheets_of(clip).is_dir()
+    if not isinstance(attributes, dict) or not {"sex", "skin", "action"} <= attributes.keys():
+        return f"has no attributes beside it; following needs {_NEEDED}"
+    if not clip.prompt:
+        return "has the attributes of a sprite but no caption, which says what can be asked for; put it beside them"
+    sheets = _sheets_of(clip)
+    return "" if sheets.is_dir() else f"is a sprite, judged by what its sheets draw; put their folder at {sheets}"
 
 
 def _sheets_of(clip: SetClip) -> Path:
@@ -125,11 +142,26 @@ def _sheets_of(clip: SetClip) -> Path:
     return home.parent / "sheets"
 
 
-def _question(clip: SetClip, partner: SetClip) -> Question:
-    if _is_toy(partner.row):
-        return Question(clip, scene_of(partner.row), partner.row["stated"])
-    asked = character_of(partner.row["attributes"])
-    return Question(clip, asked, stated_in(partner.prompt, asked), _sheets_of(partner))
+def _question(clip: SetClip, partner: SetClip, label: str) -> Question:
+    try:
+        if _is_toy(partner.row):
+            return Question(clip, scene_of(partner.row), partner.row["stated"])
+        asked = character_of(partner.row["attributes"])
+        return Question(clip, asked, stated_in(_caption(clip, partner), asked), _sheets_of(partner))
+    except DataError as error:
+        raise DataError(f"{label}, {partner.key}: {error}") from error
+
+
+def _caption(clip: SetClip, partner: SetClip) -> str:
+    """Return the caption that a clip was made from: they leave out different attributes."""
+    others = partner.row.get("alt_captions")
+    return clip.prompt if isinstance(others, list) and clip.prompt in others else partner.prompt
+
+
+def _drawn_from(questions: list[Question]) -> list[str]:
+    """Return the parts of a protocol that say which sheets alternatives were composed from."""
+    folders = {question.sheets for question in questions if question.sheets is not None}
+    return sorted({f"sheets={short_hash(sheets_at(folder).digest)}" for folder in folders})
 
 
 def _oracles(questions: list[Question]) -> str:
