@@ -104,7 +104,7 @@ def test_names_order_and_batches_do_not_change_a_number(sets, tmp_path):
 
 
 def test_two_folders_are_compared(sets, tmp_path, monkeypatch, capsys):
-    options = ("--data", sets / "data", "--metrics", f"{CHEAP},warping-error", "--out", tmp_path / "out")
+    options = ("--metrics", "frame-similarity,warping-error", "--out", tmp_path / "out")
     report = tmp_path / "r.html"
     assert vidiff(monkeypatch, "evaluate", "--ab", sets / "good", sets / "noisy", *options, "--report", report) == 0
     printed = capsys.readouterr().out

@@ -25,6 +25,11 @@ def test_clips_of_one_prompt_count_together():
     assert together[1] - together[0] > 2.5 * (alone[1] - alone[0])
 
 
+def test_the_interval_of_a_share_stays_a_share():
+    low, high = mean_interval(np.array([1.0] * 16 + [0.0]), np.arange(17))
+    assert 0 <= low < 16 / 17 < high <= 1
+
+
 @pytest.mark.parametrize(("values", "groups"), [([1.0, 2.0], [0, 0]), ([1.0, np.nan], [0, 1]), ([], [])])
 def test_a_mean_without_an_interval_is_refused(values, groups):
     with pytest.raises(DataError):

@@ -35,7 +35,8 @@ def mean_interval(
     means = (drawn @ sums) / (drawn @ sizes)
     # Resampled means scatter by 1 / n where samples of n do by 1 / (n - 1).
     center, stretch = sums.sum() / sizes.sum(), math.sqrt(count / (count - 1))
-    low, high = center + (np.quantile(means, tails(level)) - center) * stretch
+    ends = center + (np.quantile(means, tails(level)) - center) * stretch
+    low, high = ends.clip(values.min(), values.max())  # no stretch leads to a share above 1
     return float(low), float(high)
 
 
