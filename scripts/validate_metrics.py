@@ -5,7 +5,7 @@
 Rendered clips that training does not draw (seed 2000) stand for a model without faults, others of the same seed for the
 real clips. They are spoiled in seven ways at five strengths (`degradations.py`) and measured through the code of the
 command. Writes docs/results/metrics.json, docs/pictures/metrics.svg, and the study's part of docs/evaluation.md.
-Features are kept in --out, so a run that was stopped goes on.
+Features are kept in --out, so a run that was stopped goes on. `--redraw` writes page and picture of what is measured.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from degradations import DEGRADATIONS, STRENGTHS, WRONG_PROMPTS, wrong_prompts
 from rich.console import Console
 from rich.progress import Progress, track
 from torch import Tensor
+from validation_page import Found, course, figure, page
 
 from vidiff.data.toyworld.write import ToyClips
 from vidiff.data.video_io import ClipInfo
@@ -29,7 +30,6 @@ from vidiff.metrics.evaluate import Tools, evaluate
 from vidiff.metrics.feature_cache import frames_key
 from vidiff.metrics.frechet import floor, interval
 from vidiff.metrics.measuring import Measuring
-from vidiff.metrics.plots import HEIGHT, WIDTH, Panel, Point, Series, line_plot
 from vidiff.metrics.results import Value, versions
 from vidiff.metrics.tools import build_tools
 from vidiff.types import Size
@@ -43,7 +43,6 @@ FIDELITY = ("precision", "recall", "density", "coverage", "alignment-evaluator",
 TEMPORAL = ("warping-error", "motion", "flicker", "residual-flicker", "dynamic-degree")
 _MARKS = ("<!-- study: written by scripts/validate_metrics.py -->", "<!-- end of study -->")
 _DRAWS = 100
-_MULTIPLE_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def covered(features: np.ndarray) -> int:
     return found
 
 
-def study(counts: Counts, out: Path, evaluator: str) -> dict[str, object]:
+def study(counts: Counts, out: Path, evaluator: str) -> Found:
     """Measure everything, and return it as plain data."""
     tools = build_tools({"evaluator": evaluator} if evaluator else {})
     world = ToyClips(2 * counts.distances, SIZE, SEED)
@@ -146,9 +145,10 @@ def study(counts: Counts, out: Path, evaluator: str) -> dict[str, object]:
     real = rendered(world, range(counts.distances, 2 * counts.distances), "real clips")
     ways = (*DEGRADATIONS, WRONG_PROMPTS)
     found: dict[str, list[list[Value]]] = {}
-    base = measured(clean, real, tools, counts, out)
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("measuring", total=len(ways) * STRENGTHS)
+        task = bar.add_task("measuring", total=1 + len(ways) * STRENGTHS)
+        base = measured(clean, real, tools, counts, out)
+        bar.advance(task)
         for way in ways:
             found[way] = []
             for strength in range(1, STRENGTHS + 1):
@@ -159,8 +159,9 @@ def study(counts: Counts, out: Path, evaluator: str) -> dict[str, object]:
     for kind in ("vidiff-evaluator", "random-clips"):
         rows = [measuring.features(one, tools.extractors[kind]).values for one in (clean, real)]
         nulls[kind] = covered(np.concatenate(rows))
-    return {
+    plain: Found = {
         "counts": asdict(counts),
+        "evaluator": evaluator,
         "versions": versions(),
         "clean": [_plain(value) for value in base],
         "spoiled": {way: [[_plain(value) for value in values] for values in rows] for way, rows in found.items()},
@@ -169,8 +170,8 @@ def study(counts: Counts, out: Path, evaluator: str) -> dict[str, object]:
             for way, rows in found.items()
         },
         "null_test": {kind: f"{count} of {_DRAWS}" for kind, count in nulls.items()},
-        "claims": claims(base, found, nulls),
     }
+    return plain | {"claims": claims(plain)}
 
 
 def _plain(value: Value) -> dict[str, object]:
@@ -178,78 +179,43 @@ def _plain(value: Value) -> dict[str, object]:
     return shown | {"better": value.better, "floor": value.floor}
 
 
-def claims(base: list[Value], found: dict[str, list[list[Value]]], nulls: dict[str, int]) -> dict[str, bool]:
+def claims(found: Found) -> dict[str, bool]:
     """Return what a set of metrics has to do, and whether these do."""
 
-    def course(way: str, metric: str) -> list[float]:
-        return [next(value.value for value in row if value.metric == metric) for row in (base, *found[way])]
-
     def grows(way: str, metric: str, sign: int = 1) -> bool:
-        return all(sign * a < sign * b for a, b in pairwise(course(way, metric)))
+        return all(sign * a < sign * b for a, b in pairwise(course(found, way, metric)))
 
-    frames = course("frame shuffle", "fd-random-frames")
+    def raised(way: str, metric: str) -> bool:
+        clean, *worse = course(found, way, metric)
+        return all(value > clean for value in worse)
+
+    clips, frames = ("fd-evaluator", "fd-random-clips"), course(found, "frame shuffle", "fd-random-frames")
+    covering = min(int(count.split()[0]) for count in found["null_test"].values())
     return {
+        "both distances of clips rise under frame shuffle, at every strength": all(
+            raised("frame shuffle", metric) for metric in clips
+        ),
         "the evaluator's distance grows with every strength of frame shuffle": grows("frame shuffle", "fd-evaluator"),
         "the distance of frames does not change under frame shuffle (relative 1e-9)": bool(
             np.ptp(frames) <= 1e-9 * frames[0]
         ),
         "both distances of clips grow with every strength of blur and of noise": all(
-            grows(way, metric) for way in ("blur", "noise") for metric in ("fd-evaluator", "fd-random-clips")
+            grows(way, metric) for way in ("blur", "noise") for metric in clips
         ),
         "alignment and following fall with every strength of wrong prompts": all(
             grows(WRONG_PROMPTS, metric, -1) for metric in ("alignment-evaluator", "following")
         ),
-        f"null test: intervals cover the floor in at least 90 of {_DRAWS} draws": min(nulls.values()) >= 90,
+        f"null test: intervals cover the floor in at least 90 of {_DRAWS} draws": covering >= 90,
     }
 
 
-def figure(found: dict[str, object]) -> str:
-    """Return a small plot of every metric, a line for each way to spoil clips, as one SVG."""
-    clean, rows = found["clean"], found["spoiled"]
-    assert isinstance(clean, list) and isinstance(rows, dict)
-    plots = []
-    for index, value in enumerate(clean):
-        series = [
-            Series(way, tuple(Point(k, one[index]["value"]) for k, one in enumerate([clean, *course])))
-            for way, course in rows.items()
-        ]
-        plots.append(line_plot(Panel(value["metric"], series), x_label="strength"))
-    height = HEIGHT + 17 * len(rows) + 24
-    columns = _MULTIPLE_COLUMNS
-    placed = [
-        plot.replace("<svg", f'<svg x="{i % columns * (WIDTH + 20)}" y="{i // columns * height}" width="{WIDTH}"', 1)
-        for i, plot in enumerate(plots)
-    ]
-    size = (columns * (WIDTH + 20), -(-len(plots) // columns) * height)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" font-family="sans-serif">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(placed)}</svg>\n'
-    )
-
-
-def page(found: dict[str, object], command: str) -> str:
-    """Return the study's part of docs/evaluation.md."""
-    counts, seen, stated = found["counts"], found["seen"], found["claims"]
-    assert isinstance(counts, dict) and isinstance(seen, dict) and isinstance(stated, dict)
-    names = list(next(iter(seen.values())))
-    lines = [
-        f"`{command}`; {json.dumps(found['versions'])[1:-1]}. Distances and alignment on {counts['distances']} clips",
-        f"against {counts['distances']} others, temporal metrics on {counts['temporal']}, `following` on "
-        f"{counts['following']}. All values: `results/metrics.json`.",
-        "",
-        "The strength, of five, from which on a metric is outside the interval that it has for the clips as they were;",
-        "a dash where it never is:",
-        "",
-        "| metric | " + " | ".join(seen) + " |",
-        "|---|" + "---|" * len(seen),
-        *(f"| {name} | " + " | ".join(str(seen[way][name] or "-") for way in seen) + " |" for name in names),
-        "",
-        *(f"- {'Yes' if holds else '**No**'}: {what}." for what, holds in stated.items()),
-        f"- Null test, intervals that cover: {', '.join(f'{k} {v}' for k, v in dict(found['null_test']).items())}.",
-        "",
-        "![Every metric against the strength of each damage](pictures/metrics.svg)",
-    ]
-    return "\n".join(lines)
+def write(found: Found, docs: Path) -> None:
+    """Write values, picture and the study's part of the page."""
+    (docs / "results" / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    (docs / "pictures" / "metrics.svg").write_text(figure(found))
+    before, _, rest = (docs / "evaluation.md").read_text().partition(_MARKS[0])
+    _, _, after = rest.partition(_MARKS[1])
+    (docs / "evaluation.md").write_text(f"{before}{_MARKS[0]}\n{page(found)}\n{_MARKS[1]}{after}")
 
 
 def main() -> None:
@@ -260,18 +226,15 @@ def main() -> None:
     parser.add_argument("--following", type=int, default=12)
     parser.add_argument("--evaluator", default="", help="folder; default the bundled one")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results, picture and page go")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: show what results/metrics.json has")
     given = parser.parse_args()
-    found = study(Counts(given.count, given.temporal, given.following), given.out, given.evaluator)
-    (given.docs / "results" / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-    (given.docs / "pictures" / "metrics.svg").write_text(figure(found))
-    text = (given.docs / "evaluation.md").read_text()
-    before, _, rest = text.partition(_MARKS[0])
-    _, _, after = rest.partition(_MARKS[1])
-    written = page(found, f"python scripts/validate_metrics.py --count {given.count}")
-    (given.docs / "evaluation.md").write_text(f"{before}{_MARKS[0]}\n{written}\n{_MARKS[1]}{after}")
-    stated = found["claims"]
-    assert isinstance(stated, dict)
-    for what, holds in stated.items():
+    if given.redraw:
+        found: Found = json.loads((given.docs / "results" / "metrics.json").read_text())
+        found["claims"] = claims(found)
+    else:
+        found = study(Counts(given.count, given.temporal, given.following), given.out, given.evaluator)
+    write(found, given.docs)
+    for what, holds in found["claims"].items():
         print(f"{'holds' if holds else 'FAILS'}: {what}")
 
 
