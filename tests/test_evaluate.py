@@ -19,6 +19,7 @@ from vidiff.metrics.evaluate import METRICS, Tools, chosen, evaluate
 from vidiff.metrics.measuring import Measuring
 from vidiff.metrics.random_pyramid import RandomPyramid
 from vidiff.metrics.results import read_results
+from vidiff.metrics.set_metrics import MANIFOLD
 from vidiff.types import Size
 
 ROOT = Path(__file__).parents[1]
@@ -247,3 +248,13 @@ def test_two_processes_say_the_same_as_one(sets, tmp_path, monkeypatch):
     assert one.values == two.values
     shards = list((tmp_path / "two" / "features").glob("random-clips-*/*.safetensors"))
     assert len(shards) == 4  # of each set, one by each process
+
+
+def test_shares_of_the_manifold_have_intervals_within_their_range(sets, tmp_path):
+    measuring = Measuring(open_clip_set(sets / "noisy"), open_clip_set(sets / "data"), tmp_path / "cache")
+    values, _ = evaluate(measuring, Tools({"vidiff-evaluator": RandomPyramid()}), list(MANIFOLD))
+    found = {value.metric: value for value in values}
+    assert set(found) == set(MANIFOLD) and found["precision"].value < found["precision"].floor
+    for name, value in found.items():
+        assert 0 <= value.interval[0] <= value.value <= value.interval[1]
+        assert name == "density" or value.interval[1] <= 1

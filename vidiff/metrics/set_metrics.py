@@ -97,9 +97,10 @@ def manifold_values(measuring: Measuring, extractor: Extractor) -> list[Value]:
             return value
 
         low, high = halving_interval(statistic, a, b, measuring.seed, halvings=10)
-        value, reach = getattr(scores, name), (high - low) / 2
+        value, reach, most = getattr(scores, name), (high - low) / 2, np.inf if name == "density" else 1.0
         protocol = measuring.protocol(*how, f"k={_NEIGHBORS}")
-        found.append(Value(name, protocol, value, "higher", (value - reach, value + reach), getattr(apart, name)))
+        ends = (max(0.0, value - reach), float(min(most, value + reach)))  # all but the density are shares
+        found.append(Value(name, protocol, value, "higher", ends, getattr(apart, name)))
     return found
 
 
