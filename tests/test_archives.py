@@ -11,7 +11,7 @@ from torch import nn
 
 from vidiff.errors import ConfigError, ResourceError
 from vidiff.metrics.archives import fetched
-from vidiff.metrics.tools import build_tools
+from vidiff.metrics.tools import Reading, build_tools
 
 
 class FakeRAFT(nn.Module):
@@ -72,3 +72,8 @@ def test_raft_is_given_what_it_takes_and_its_last_flow_counts(served, side):
 def test_raft_without_a_sha256_says_why(served):
     with pytest.raises(ConfigError, match="code that would run here"):
         build_tools({"raft": str(served[1])})
+
+
+def test_each_fvd_protocol_has_its_published_divisor():
+    divisors = {protocol: Reading(protocol).i3d_ddof for protocol in ("styleganv", "cdfvd", "original")}
+    assert divisors == {"styleganv": 0, "cdfvd": 0, "original": 1}

@@ -42,7 +42,7 @@ class Tools:
     aligners: dict[str, Aligner] = field(default_factory=dict)  # by the metric
     lpips: LPIPS | None = None
     lpips_hash: str = ""
-    i3d_ddof: int = 0  # StyleGAN-V divides by N, the rest of the field by N - 1
+    i3d_ddof: int = 0  # StyleGAN-V and cd-fvd divide by N, the original FVD by N - 1
     flow: FlowEstimator = DIS
 
 

@@ -68,8 +68,8 @@ class Reading:
 
     @property
     def i3d_ddof(self) -> int:
-        """Return the divisor of covariances that the protocol has: N for StyleGAN-V, N - 1 for the others."""
-        return 0 if self.protocol == "styleganv" else 1
+        """Return the divisor of covariances that the protocol has: N - 1 for the original, N for the others."""
+        return 1 if self.protocol == "original" else 0
 
     def of(self, published: Preprocess) -> Preprocess:
         """Return a network's preprocessing with the changes."""
