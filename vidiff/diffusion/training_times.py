@@ -22,16 +22,21 @@ class UniformTimes:
 
 @dataclass(frozen=True)
 class StratifiedTimes:
-    """One time in each of B equal parts of [0, 1), in random order: uniform, with less variance in the loss
+    """One time in each of B equal parts of [t_min, 1), in random order: uniform, with less variance in the loss
     (Kingma et al., 2021, appendix I.1)."""
 
     kind: Literal["stratified"] = "stratified"
+    t_min: float = 0.0  # less noise than sampling ever meets (its `last_t`) is not worth a sample
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < 1:
+            raise ConfigError(f"t_min is a time in [0, 1), got {self.t_min}")
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return ``batch`` times, (B,), float32, on the generator's device."""
         within = torch.rand(batch, generator=generator, device=generator.device)
         part = torch.randperm(batch, generator=generator, device=generator.device)
-        return (part + within) / batch
+        return self.t_min + (1 - self.t_min) * (part + within) / batch
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Training a denoiser on cached latents: single frames, clips, or both."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class DenoiserStageConfig:
     weighting: Weighting = field(default_factory=SimpleWeighting)
     drop_text: float = 0.1  # how often the text is replaced by the learned null text
     single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
+    clip_share: float = 1.0  # of a batch, what steps on whole clips take: those on single frames cost far less a sample
     refines: Refinement | None = None  # a super-resolution stage: what it adds to the clip of the stage before
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     stream: bool = False  # render or read, and encode, at every step; False: once, into the run folder's cache
@@ -58,6 +60,8 @@ class DenoiserStageConfig:
         for name in ("drop_text", "single_frames"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.clip_share <= 1:
+            raise ConfigError(f"clip_share is a share above 0 and up to 1, got {self.clip_share}")
         check_prediction(self.predicts, self.schedule)
         check_refines(self.backbone, self.refines, self.pixels)
         if self.evaluate is not None and (self.refines is not None or self.single_frames == 1):
@@ -90,9 +94,12 @@ class DenoiserStage:
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
+        single = rng.random() < self.config.single_frames
+        if not single:
+            indices = indices[: math.ceil(self.config.clip_share * len(indices))]
         latents = self._stacked(indices)
         low_res, first_frame = self._guess(latents), None
-        if rng.random() < self.config.single_frames:
+        if single:
             first_frame = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
             latents = _frame_of(latents, first_frame)
             low_res = None if low_res is None else _frame_of(low_res, first_frame)
