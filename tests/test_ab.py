@@ -1,10 +1,12 @@
 """Two models against each other: pairs, intervals, and a correction for looking many times."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vidiff.errors import DataError
-from vidiff.metrics.ab import compared, sentences
+from vidiff.metrics.ab import compared, sentences, uneven_counts
 from vidiff.metrics.results import Clip, Results, Value
 
 
@@ -50,12 +52,57 @@ def test_many_metrics_are_corrected_for():
 
 def test_set_level_values_are_compared_by_their_intervals():
     def fd(label, number, half):
-        return Results(label, (Value("fd", f"p,n={number}", number, "lower", (number - half, number + half)),))
+        return Results(label, (Value("fd", "p,n=64", number, "lower", (number - half, number + half)),))
 
     (row,) = compared(fd("a", 10, 1), fd("b", 14, 1))
     assert row.better == "a" and row.how == "two intervals"
     assert np.allclose((row.low, row.high), (-4 - 2**0.5, -4 + 2**0.5))
     assert compared(fd("a", 10, 3), fd("b", 12, 3))[0].better == ""
+
+
+def test_a_distance_at_another_number_of_clips_is_not_compared():
+    rng = np.random.default_rng(3)
+    a, b = result("a", rng.normal(size=30)), result("b", rng.normal(size=20))
+    few, many = (Value("fd", f"p,n={n},ref=x", x, "lower", (x - 1, x + 1)) for n, x in ((64, 40.0), (512, 15.0)))
+    sides = [replace(one, values=(*one.values, value)) for one, value in ((a, few), (b, many))]
+    (row,) = compared(*sides)  # a mean over clips means the same for 20 as for 30
+    assert row.metric == "following" and uneven_counts(*sides) == ["fd"]
+    with pytest.raises(DataError, match="fd were measured on other numbers of clips"):
+        compared(*(replace(side, values=side.values[1:]) for side in sides))
+    assert uneven_counts(a, b) == []
+
+
+def test_values_without_scatter_are_not_told_apart():
+    a, b = (Results(label, (Value("fd", "p", x, "lower", (x, x)),)) for label, x in (("a", 1.0), ("b", 2.0)))
+    assert compared(a, b)[0].p_value == 1
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_should_be_near_to_real_clips_is_compared_by_how_near_it_is(paired):
+    rng = np.random.default_rng(4)
+    noise, told = rng.normal(0, 0.3, (2, 64)), {"better": "reference", "floor": 1.0, "floor_error": 0.04}
+
+    def side(label, shift, k):
+        scores = 1 + shift + noise[k] - noise[k].mean()
+        one = result(label, scores, interval=(1 + shift - 0.08, 1 + shift + 0.08), **told)
+        return one if paired else replace(one, clips=())
+
+    (even,) = compared(side("a", 0.5, 0), side("b", -0.5, 1))  # far apart, but equally far from the real clips
+    assert even.better == "" and even.p_value > 0.2 and even.low < 0 < even.high and abs(even.difference) < 1e-9
+    (row,) = compared(side("a", 0.1, 0), side("b", -0.5, 1))
+    assert row.better == "a" and row.low < -0.4 < row.high < 0 and "distance to the floor" in row.how
+    lost = side("a", 0.1, 0)
+    (unknown,) = compared(replace(lost, values=(replace(lost.values[0], floor=None),)), side("b", -0.5, 1))
+    assert unknown.better == "" and unknown.p_value == 1 and unknown.to_dict()["low"] is None
+
+
+def test_equal_distances_to_real_clips_are_rarely_told_apart():
+    rng = np.random.default_rng(5)
+
+    def side(label):
+        return result(label, rng.normal(1, 1, 40), better="reference", floor=1.0)
+
+    assert sum(bool(compared(side("a"), side("b"), k)[0].better) for k in range(60)) <= 8
 
 
 def test_clips_of_other_prompts_pair_by_name():

@@ -13,7 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vidiff.cli.evaluating import contenders
 from vidiff.data.metadata import read_metadata
+from vidiff.data.toyworld.write import ToyClips, write_shards
 from vidiff.data.video_io import read_clip
 from vidiff.data.video_write import write_video
 from vidiff.errors import ConfigError, DataError, ResourceError
@@ -21,6 +23,7 @@ from vidiff.metrics import arena
 from vidiff.metrics.arena import Contender, Pair, arena_server, pairs_of, read_votes
 from vidiff.metrics.comparison import Vote
 from vidiff.metrics.results import Clip, Results
+from vidiff.types import Size
 
 RED, BLUE = "modelred", "modelblue"
 
@@ -274,18 +277,31 @@ def test_what_cannot_be_compared_is_refused(clips, tmp_path):
         arena_server(shown, out, port=server.server_address[1])
 
 
-def test_pairs_are_all_models_clips_of_one_key(clips):
+def test_pairs_are_all_models_clips_of_one_prompt_and_seed(clips):
     a, b, c = (
-        Results(label, (), tuple(Clip(key, f"{label}-{key}.mp4", key.upper()) for key in keys))
+        Results(label, (), tuple(Clip(key, f"{label}-{key}.mp4", key.upper(), 3) for key in keys))
         for label, keys in (("a", "xyz"), ("b", "yz"), ("c", "z"))
     )
     found = [(pair.key, pair.prompt, *(str(clip.path) for clip in pair.clips)) for pair in pairs_of([a, b, c])]
     assert found == [
-        ("y", "Y", "a-y.mp4", "b-y.mp4"),
-        ("z", "Z", "a-z.mp4", "b-z.mp4"),
-        ("z", "Z", "a-z.mp4", "c-z.mp4"),
-        ("z", "Z", "b-z.mp4", "c-z.mp4"),
+        ("Y #3", "Y", "a-y.mp4", "b-y.mp4"),
+        ("Z #3", "Z", "a-z.mp4", "b-z.mp4"),
+        ("Z #3", "Z", "a-z.mp4", "c-z.mp4"),
+        ("Z #3", "Z", "b-z.mp4", "c-z.mp4"),
     ]
+
+
+def test_clips_of_a_tool_that_records_no_seeds_meet_those_of_the_same_prompt_in_order():
+    ours = Results("ours", (), tuple(Clip(f"x{seed}", f"{seed}.mp4", "a red ball", seed) for seed in (7, 8)))
+    theirs = Results("theirs", (), tuple(Clip(name, f"{name}.mp4", "a red ball") for name in ("p", "q", "r")))
+    found = {pair.key: tuple(clip.path.stem for clip in pair.clips) for pair in pairs_of([ours, theirs])}
+    assert found == {"a red ball #0 in order": ("7", "p"), "a red ball #1 in order": ("8", "q")}
+
+
+def test_clips_in_shards_are_refused_by_name(tmp_path):
+    write_shards(ToyClips(2, Size(5, 16, 16, 12.0)), tmp_path / "packed")
+    with pytest.raises(DataError, match=r"packed.*lies in a shard"):
+        contenders([str(tmp_path / "packed")])
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidiff.errors import DataError
+from vidiff.metrics.intervals import mean_interval
 from vidiff.metrics.results import Neighbor, Results, Value
 from vidiff.metrics.verdict import numbers, standings, verdict
 
@@ -93,6 +95,19 @@ def test_one_model_is_held_against_its_floors():
         "better than its floor on clip (0.300 against 0.200).",
         "Not judged, for want of an interval or a floor: lpips and is.",
     ]
+
+
+def test_a_floor_that_was_measured_on_few_clips_is_not_taken_as_exact():
+    rng = np.random.default_rng(0)
+    alarms = {False: 0, True: 0}
+    for trial in range(200):
+        fake, real = rng.normal(size=(2, 64))
+        ends = mean_interval(fake, np.arange(64), trial, resamples=300)
+        for known in alarms:
+            error = float(real.std(ddof=1) / 8) if known else 0.0
+            one = Value("motion", "n=64", float(fake.mean()), "reference", ends, float(real.mean()), error)
+            alarms[known] += "away from" in verdict([Results("a", (one,))])[0]
+    assert alarms[True] <= 20 < alarms[False]  # of 200, at 5%
 
 
 def test_flagged_neighbors_are_part_of_the_verdict():

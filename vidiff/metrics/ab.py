@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from vidiff.errors import DataError
-from vidiff.metrics.comparison import compare, z_score
-from vidiff.metrics.results import Results, Value
-from vidiff.metrics.verdict import cost, numbers
+from vidiff.metrics.comparison import compare, tails, z_score
+from vidiff.metrics.pairing import paired
+from vidiff.metrics.results import Clip, Results, Value
+from vidiff.metrics.verdict import cost, numbers, standard_error
 
 LEVEL = 0.05  # of the whole comparison, whatever the number of metrics
+_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,19 @@ class Row:
     metric: str
     a: float
     b: float
-    difference: float  # a minus b
+    difference: float  # a minus b; for what real clips are the reference of, of their distances to it
     low: float  # 95% interval of the difference
     high: float
     p_value: float
     how: str  # "64 pairs of 64 prompts", "two intervals"
     better: str = ""  # the label of the better model, where the difference is real
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data; what is not known, such as the end of an interval, is None."""
+        return {
+            name: None if isinstance(found, float) and not math.isfinite(found) else found
+            for name, found in asdict(self).items()
+        }
 
     def text(self) -> str:
         """Return the row as one line."""
@@ -41,22 +51,20 @@ class Row:
 def compared(a: Results, b: Results, seed: int = 0) -> list[Row]:
     """Return a row for each metric that both were measured by under one protocol.
 
-    Metrics with a value for each clip are compared on pairs of the same prompt and seed, or the same name (`compare`).
-    Others are compared by their two intervals as if these were independent, which they are not where both have the
-    same real clips: then the true interval is rather narrower. A difference counts as real where its p-value, corrected
-    for the number of metrics (Holm, 1979), is below 0.05.
+    Metrics with a value for each clip are compared on pairs of clips (`vidiff.metrics.pairing`). Others are compared by
+    their two intervals as if these were independent, which they are not where both have the same real clips: then the
+    true interval is rather narrower. What should be near to that of real clips is compared by how far it is from there.
+    A difference counts as real where its p-value, corrected for the number of metrics (Holm, 1979), is below 0.05.
 
     Raises:
         DataError: if they have no metric in common.
     """
-    others = {_without_count(value.name): value for value in b.values}
-    rows = [
-        _row(a, b, value, others[_without_count(value.name)], seed)
-        for value in a.values
-        if _without_count(value.name) in others
-    ]
+    others = {_comparable(value): value for value in b.values}
+    rows = [_row(a, b, value, others[_comparable(value)], seed) for value in a.values if _comparable(value) in others]
     if not rows:
-        raise DataError(f"{a.label} and {b.label} have no metric of one protocol in common")
+        uneven = uneven_counts(a, b)
+        why = f" ({', '.join(uneven)} were measured on other numbers of clips, which decide their values)"
+        raise DataError(f"{a.label} and {b.label} have no metric of one protocol in common{why if uneven else ''}")
     order = sorted(range(len(rows)), key=lambda index: rows[index].p_value)
     for rank, index in enumerate(order):
         if not rows[index].p_value <= LEVEL / (len(rows) - rank):
@@ -64,65 +72,103 @@ def compared(a: Results, b: Results, seed: int = 0) -> list[Row]:
     return rows
 
 
+def uneven_counts(a: Results, b: Results) -> list[str]:
+    """Return the metrics of sets, such as distances, whose numbers of clips alone keep them from being compared."""
+    others, alike = {_comparable(value) for value in b.values}, {_without_count(value.name) for value in b.values}
+    return [v.metric for v in a.values if _comparable(v) not in others and _without_count(v.name) in alike]
+
+
 def _row(a: Results, b: Results, mine: Value, other: Value, seed: int) -> Row:
     left, right = cost(mine, mine.value), cost(other, other.value)
     better = "" if left == right or math.isnan(left - right) else a.label if left < right else b.label
-    pairs = _pairs(a, b, mine, other)
-    prompts = np.array([prompt for prompt, _, _ in pairs])
-    if len(set(prompts.tolist())) >= 2:
-        found = compare(np.array([x for _, x, _ in pairs]), np.array([y for _, _, y in pairs]), seed, prompts)
-        how = f"{found.clips} pairs of {found.prompts} prompts"
-        ends, p_value, difference = (found.low, found.high), found.p_value, found.difference
+    clips = paired(_scored(a, mine), _scored(b, other))
+    prompts = np.array([one.prompt or one.key for one, _ in clips])
+    x = np.array([mine.per_clip[one.key] for one, _ in clips])
+    y = np.array([other.per_clip[two.key] for _, two in clips])
+    enough = len(set(prompts.tolist())) >= 2
+    if mine.better == "reference":
+        drawn = _resampled(prompts, x, y, seed) if enough else _redrawn(mine, other, seed)
+        found = _by_distance(mine, other, drawn, seed)
+        how = f"{len(clips)} pairs of {len(set(prompts.tolist()))} prompts" if enough else "two intervals"
+        return Row(mine.name, mine.metric, mine.value, other.value, *found, f"{how}, distance to the floor", better)
+    if enough:
+        pairs = compare(x, y, seed, prompts)
+        found = pairs.difference, pairs.low, pairs.high, pairs.p_value
+        how = f"{pairs.clips} pairs of {pairs.prompts} prompts"
     else:
-        difference = mine.value - other.value
-        ends, p_value = _by_intervals(mine, other)
-        how = "two intervals"
-    return Row(mine.name, mine.metric, mine.value, other.value, difference, *ends, p_value, how, better)
+        found, how = _by_intervals(mine, other), "two intervals"
+    return Row(mine.name, mine.metric, mine.value, other.value, *found, how, better)
 
 
-def _by_intervals(mine: Value, other: Value) -> tuple[tuple[float, float], float]:
-    """Return the interval and the p-value of a difference of two values with normal errors."""
-    if mine.interval is None or other.interval is None:
-        return (-math.inf, math.inf), 1.0
-    half = [(ends[1] - ends[0]) / 2 for ends in (mine.interval, other.interval)]
-    reach, difference = math.hypot(*half), mine.value - other.value
-    if reach == 0:
-        return (difference, difference), float(difference == 0)
-    p_value = 2 * (1 - NormalDist().cdf(abs(difference) / reach * z_score(0.95)))
-    return (difference - reach, difference + reach), p_value
+Found = tuple[float, float, float, float]  # difference, the ends of its interval, p-value
 
 
-def _pairs(a: Results, b: Results, mine: Value, other: Value) -> list[tuple[str, float, float]]:
-    """Return (prompt, first score, second score) of the clips that both have, by prompt and seed, or by name."""
-    scores = [_by_identity(results, value) for results, value in ((a, mine), (b, other))]
-    shared = [identity for identity in scores[0] if identity in scores[1]]
-    if not shared:
-        scores = [_by_name(results, value) for results, value in ((a, mine), (b, other))]
-        shared = [identity for identity in scores[0] if identity in scores[1]]
-    return [(scores[0][one][0], scores[0][one][1], scores[1][one][1]) for one in shared]
+def _by_intervals(mine: Value, other: Value) -> Found:
+    """Return the difference of two values with normal errors."""
+    reach, difference = math.hypot(*map(standard_error, (mine, other))), mine.value - other.value
+    if not 0 < reach < math.inf:  # values without a known scatter say nothing of chance
+        return difference, -math.inf, math.inf, 1.0
+    half = reach * z_score(0.95)
+    return difference, difference - half, difference + half, 2 * (1 - NormalDist().cdf(abs(difference) / reach))
 
 
-Scores = dict[tuple[str, int | None], tuple[str, float]]  # prompt and score of each clip
+@dataclass(frozen=True)
+class _Drawn:
+    """Two values as they might have come out."""
+
+    observed: tuple[float, float]
+    mine: np.ndarray  # (R,)
+    other: np.ndarray  # (R,)
+    least_p: float  # that so many prompts can give
 
 
-def _by_identity(results: Results, value: Value) -> Scores:
-    return {
-        (clip.prompt, clip.seed): (clip.prompt, value.per_clip[clip.key])
-        for clip in results.clips
-        if clip.prompt and clip.key in value.per_clip
-    }
+def _by_distance(mine: Value, other: Value, drawn: _Drawn | None, seed: int) -> Found:
+    """Return the difference of how far two values are from those of real clips.
+
+    A distance has a fold at 0, where nothing is symmetric that signs could be flipped of: the p-value is twice the
+    share of resamples on the other side of 0 (Efron & Tibshirani, 1993, section 15.4).
+    """
+    if mine.floor is None or other.floor is None or drawn is None:
+        return math.nan, -math.inf, math.inf, 1.0
+    shift = np.random.default_rng((seed, 1)).standard_normal(_RESAMPLES)  # one and the same of the same real clips
+    found = np.abs(drawn.mine - mine.floor - mine.floor_error * shift)
+    found -= np.abs(drawn.other - other.floor - other.floor_error * shift)
+    beyond = (1 + min(int((found <= 0).sum()), int((found >= 0).sum()))) / (1 + _RESAMPLES)
+    low, high = (float(end) for end in np.quantile(found, tails(0.95)))
+    difference = abs(drawn.observed[0] - mine.floor) - abs(drawn.observed[1] - other.floor)
+    return difference, low, high, min(1.0, max(2 * beyond, drawn.least_p))
 
 
-def _by_name(results: Results, value: Value) -> Scores:
-    return {
-        (clip.key, None): (clip.prompt or clip.key, value.per_clip[clip.key])
-        for clip in results.clips
-        if clip.key in value.per_clip
-    }
+def _resampled(prompts: np.ndarray, x: np.ndarray, y: np.ndarray, seed: int) -> _Drawn:
+    """Return the means of ``x`` and ``y``, a score each of N pairs of clips, over prompts that are drawn again."""
+    _, index = np.unique(prompts, return_inverse=True)
+    count = int(index.max()) + 1
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), _RESAMPLES)
+    sizes, stretch = weights @ np.bincount(index), math.sqrt(count / (count - 1))  # see `mean_interval`
+    mine, other = (z.mean() + (weights @ np.bincount(index, z) / sizes - z.mean()) * stretch for z in (x, y))
+    return _Drawn((float(x.mean()), float(y.mean())), mine, other, 2.0 ** (1 - count))
+
+
+def _redrawn(mine: Value, other: Value, seed: int) -> _Drawn | None:
+    """Return two values with the normal errors that their intervals stand for."""
+    rng, errors = np.random.default_rng(seed), (standard_error(mine), standard_error(other))
+    if not all(0 < error < math.inf for error in errors):
+        return None
+    drawn = [rng.normal(value.value, error, _RESAMPLES) for value, error in zip((mine, other), errors, strict=True)]
+    return _Drawn((mine.value, other.value), drawn[0], drawn[1], 0.0)
+
+
+def _scored(results: Results, value: Value) -> list[Clip]:
+    return [clip for clip in results.clips if clip.key in value.per_clip]
+
+
+def _comparable(value: Value) -> str:
+    """Return what two values must share: a mean over clips is the same of any number of them, a distance is not."""
+    return _without_count(value.name) if value.per_clip else value.name
 
 
 def _without_count(name: str) -> str:
-    """Return a metric's name without the number of generated clips, which two models may differ in."""
+    """Return a metric's name without the number of generated clips."""
     head, _, tail = name.partition(",n=")
     return f"{head},{tail.partition(',')[2]}"
 

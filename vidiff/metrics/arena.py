@@ -23,7 +23,8 @@ from vidiff.data.video_io import read_clip
 from vidiff.errors import ConfigError, DataError, ResourceError, UserError
 from vidiff.files import append_line
 from vidiff.metrics.comparison import Vote
-from vidiff.metrics.results import Results
+from vidiff.metrics.pairing import paired
+from vidiff.metrics.results import Clip, Results
 from vidiff.metrics.web_clips import encoded
 
 CHOICES = ("left", "right", "tie", "skip")
@@ -87,14 +88,26 @@ class Answer:
 
 
 def pairs_of(results: Sequence[Results]) -> list[Pair]:
-    """Return every two models' clips of the same key."""
-    return [
-        Pair(mine.key, mine.prompt, (Contender(a.label, Path(mine.path)), Contender(b.label, Path(other.path))))
-        for a, b in combinations(results, 2)
-        for mine in a.clips
-        for other in b.clips
-        if mine.key == other.key
-    ]
+    """Return every two models' clips that belong together, see `vidiff.metrics.pairing`."""
+    found = []
+    for a, b in combinations(results, 2):
+        before: Counter[str] = Counter()
+        for mine, other in paired(a.clips, b.clips):
+            sides = Contender(a.label, Path(mine.path)), Contender(b.label, Path(other.path))
+            found.append(Pair(_key(mine, other, before[mine.prompt]), mine.prompt, sides))
+            before[mine.prompt] += 1
+    return found
+
+
+def _key(mine: Clip, other: Clip, place: int) -> str:
+    """Return what a pair of clips is called in the file of votes; without a common seed, ``place`` tells it."""
+    if not mine.prompt:
+        return mine.key
+    return (
+        f"{mine.prompt} #{mine.seed}"
+        if mine.seed is not None and mine.seed == other.seed
+        else (f"{mine.prompt} #{place} in order")
+    )
 
 
 def read_votes(path: Path) -> list[Vote]:

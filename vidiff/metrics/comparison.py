@@ -131,7 +131,7 @@ class WinRate:
 
 
 def win_rate(wins: int, losses: int, ties: int = 0, level: float = 0.95) -> WinRate:
-    """Return the share of votes won, a tie being half a win, with its interval (Wilson, 1927).
+    """Return the share of votes won, a tie being half a win, with its interval, see `share_interval`.
 
     Ties scatter less than the interval allows for: with many of them it is wider than its level asks.
 
@@ -142,11 +142,21 @@ def win_rate(wins: int, losses: int, ties: int = 0, level: float = 0.95) -> WinR
     votes = wins + losses + ties
     if min(wins, losses, ties) < 0 or votes == 0:
         raise DataError(f"a win rate takes one vote or more, got {wins} wins, {losses} losses, {ties} ties")
-    z, rate = z_score(level), (wins + ties / 2) / votes
-    center = (rate + z**2 / (2 * votes)) / (1 + z**2 / votes)
-    reach = z / (1 + z**2 / votes) * math.sqrt(rate * (1 - rate) / votes + (z / (2 * votes)) ** 2)
+    rate = (wins + ties / 2) / votes
+    return WinRate(rate, *share_interval(rate, votes, level), votes)
+
+
+def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a share of ``count`` (Wilson, 1927), which has a width even at a share of 0 or 1.
+
+    Raises:
+        ConfigError: if the level is not between 0 and 1.
+    """
+    z = z_score(level)
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     # The ends of 0 and 1 are exact, their rounding is not.
-    return WinRate(rate, max(0.0, center - reach), min(1.0, center + reach), votes)
+    return max(0.0, center - reach), min(1.0, center + reach)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Value:
     better: Literal["lower", "higher", "reference"]  # reference: nearer to the value of real clips
     interval: tuple[float, float] | None = None  # 95%
     floor: float | None = None  # what real clips score against real clips at the same n, or a shuffled baseline
+    floor_error: float = 0.0  # standard error of the floor, where it is a mean over clips
     per_clip: dict[str, float] = field(default_factory=dict)  # of each clip by its key, where the metric has one
     note: str = ""
 

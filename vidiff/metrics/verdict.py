@@ -3,10 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from vidiff.errors import DataError
+from vidiff.metrics.comparison import z_score
 from vidiff.metrics.results import Results, Value
 
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", "reference": "nearer to the floor is better"}
@@ -77,6 +78,11 @@ def costs(value: Value) -> tuple[float, float] | None:
     low, high = sorted(cost(value, end) for end in value.interval)
     inside = value.better == "reference" and value.interval[0] <= (value.floor or 0.0) <= value.interval[1]
     return (0.0 if inside else low), high
+
+
+def standard_error(value: Value) -> float:
+    """Return the standard error that a value's interval stands for, infinite where there is none."""
+    return math.inf if value.interval is None else (value.interval[1] - value.interval[0]) / (2 * z_score(0.95))
 
 
 def verdict(results: Sequence[Results], opening: Sequence[str] = ()) -> list[str]:
@@ -154,7 +160,7 @@ def _against_floors(found: Sequence[Standing]) -> list[str]:
     unjudged = []
     for standing in found:
         value = standing.values[0]
-        ends, floor = costs(value), value.floor
+        ends, floor = costs(_beside_its_floor(value)), value.floor
         if ends is None or floor is None:
             unjudged.append(standing.metric)
             continue
@@ -168,6 +174,15 @@ def _against_floors(found: Sequence[Standing]) -> list[str]:
     if unjudged:
         sentences.append(f"Not judged, for want of an interval or a floor: {_listed(unjudged)}.")
     return sentences or ["Nothing was measured."]
+
+
+def _beside_its_floor(value: Value) -> Value:
+    """Return a value with its interval widened by the error of the floor, as if that had none."""
+    if value.interval is None:
+        return value
+    error = value.floor_error * z_score(0.95)
+    low, high = (math.hypot(value.value - end, error) for end in value.interval)
+    return replace(value, interval=(value.value - low, value.value + high))
 
 
 def _listed(words: Sequence[str]) -> str:
