@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.fid import _compute_fid
 
 from vidiff.errors import ConfigError, DataError
+from vidiff.metrics import frechet
 from vidiff.metrics.frechet import Moments, extrapolated, floor, frechet_distance, frechet_of_moments, interval
 
 
@@ -27,11 +28,12 @@ def exact(mean, covariance, n=40, seed=0):
     return white @ np.linalg.cholesky(np.asarray(covariance, float)).T + np.asarray(mean, float)
 
 
-def by_moments(a, b, ddof=1):
-    return frechet_of_moments(Moments.of(a), Moments.of(b), ddof)
+def by_rows(a, b, ddof=1):
+    """The distance as halves of sets have it."""
+    return frechet._distance(np.asarray(a), np.asarray(b), ddof)
 
 
-both = pytest.mark.parametrize("distance", [frechet_distance, by_moments])
+both = pytest.mark.parametrize("distance", [frechet_distance, by_rows])
 close = pytest.approx
 
 
@@ -69,7 +71,7 @@ def test_gaussians_have_their_closed_form(distance, mean_a, covariance_a, mean_b
 def test_the_divisor_is_that_of_the_sample_covariance():
     a, b = exact([0], [[4]], n=10), exact([0], [[25]], n=20)
     expected = (math.sqrt(4 * 9 / 10) - math.sqrt(25 * 19 / 20)) ** 2
-    assert frechet_distance(a, b, ddof=0) == close(expected) and by_moments(a, b, ddof=0) == close(expected)
+    assert frechet_distance(a, b, ddof=0) == close(expected) and by_rows(a, b, ddof=0) == close(expected)
 
 
 @both
@@ -95,9 +97,9 @@ def test_a_set_is_no_distance_from_itself(distance, n, width):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 8), st.integers(0, 999))
-def test_moments_and_features_agree_at_any_rank(n, m, width, seed):
+def test_moments_and_rows_agree_at_any_rank(n, m, width, seed):
     a, b = drawn(n, width, seed), 2 * drawn(m, width, seed + 1) + 1
-    assert by_moments(a, b) == close(frechet_distance(a, b), rel=1e-9)
+    assert by_rows(a, b) == close(frechet_distance(a, b), rel=1e-9)
     assert frechet_distance(b, a) == close(frechet_distance(a, b), rel=1e-12)
 
 
@@ -141,10 +143,20 @@ def test_moments_gathered_in_any_parts_are_those_of_the_whole():
             assert abs(frechet_of_moments(merged, whole)) < 1e-9
 
 
+def test_the_distance_streams_its_rows_and_says_what_they_say_at_once(monkeypatch):
+    a, b = (1e-2 * drawn(97, 5) + 1e3).astype(np.float32), (1.5e-2 * drawn(80, 5, 1) + 1e3).astype(np.float32)
+    whole = frechet_distance(a, b)
+    assert whole == close(frechet._distance(a, b, 1), rel=1e-9)
+    assert interval(a, b, 0, halvings=2).distance == whole
+    for rows in (1, 2, 30):
+        monkeypatch.setattr(frechet, "_BATCH", rows)
+        assert frechet_distance(a, b) == close(whole, rel=1e-9)
+
+
 def test_half_precision_features_are_upcast_before_any_sum():
     half = [(1e-3 * drawn(3000, 4, seed) + 1).astype(np.float16) for seed in range(2)]
     double = [x.astype(np.float64) for x in half]
-    assert frechet_distance(*half) == frechet_distance(*double) and by_moments(*half) == by_moments(*double)
+    assert frechet_distance(*half) == frechet_distance(*double) and by_rows(*half) == by_rows(*double)
 
 
 def test_more_noise_is_never_nearer():

@@ -30,6 +30,13 @@ def test_the_interval_of_a_share_stays_a_share():
     assert 0 <= low < 16 / 17 < high <= 1
 
 
+def test_a_share_that_all_clips_agree_on_is_not_certain():
+    assert mean_interval(np.ones(8), np.arange(8), share=True) == pytest.approx((0.676, 1), abs=1e-3)  # 8 / (8 + z^2)
+    assert mean_interval(np.zeros(8), np.arange(8), share=True) == pytest.approx((0, 0.324), abs=1e-3)
+    twice = mean_interval(np.ones(16), np.arange(16) // 2, share=True)  # two clips of a prompt say no more than one
+    assert twice == mean_interval(np.ones(8), np.arange(8), share=True)
+
+
 @pytest.mark.parametrize(("values", "groups"), [([1.0, 2.0], [0, 0]), ([1.0, np.nan], [0, 1]), ([], [])])
 def test_a_mean_without_an_interval_is_refused(values, groups):
     with pytest.raises(DataError):

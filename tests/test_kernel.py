@@ -6,7 +6,7 @@ import torch
 from torchmetrics.image.kid import poly_mmd
 
 from vidiff.errors import ConfigError, DataError
-from vidiff.metrics.kernel import kernel_distance, squared_mmd
+from vidiff.metrics.kernel import kernel_distance, mean_of_parts, squared_mmd
 
 
 def drawn(n, width=6, seed=0):
@@ -22,6 +22,46 @@ def test_it_is_the_definition_summed_pair_by_pair():
     own = [np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j]) for x in (a, b)]
     cross = np.mean([kernel(x, y) for x in a for y in b])
     assert squared_mmd(a, b) == pytest.approx(sum(own) - 2 * cross, rel=1e-12)
+
+
+def test_rows_of_one_group_are_compared_with_the_other_set_only():
+    a, b = drawn(6, 3), drawn(8, 3, 1) + 1
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    own = [
+        np.mean([kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i // 2 != j // 2]) for x in (a, b)
+    ]
+    cross = np.mean([kernel(x, y) for x in a for y in b])
+    assert squared_mmd(a, b, group=2) == pytest.approx(sum(own) - 2 * cross, rel=1e-12)
+    assert kernel_distance(a, b, 0, 3, 2, group=2).mean != pytest.approx(kernel_distance(a, b, 0, 6, 2).mean)
+
+
+def like_frames(n, seed):
+    """Clips of 16 rows that hardly differ."""
+    return np.repeat(drawn(n, seed=seed), 16, 0) + 0.05 * drawn(16 * n, seed=seed + 1)
+
+
+def test_clips_of_like_frames_average_to_zero_as_groups_alone():
+    pairs = [(like_frames(12, 4 * k), like_frames(12, 4 * k + 2)) for k in range(100)]
+    for distance in (
+        lambda a, b: squared_mmd(a, b, 16),
+        lambda a, b: mean_of_parts(a, b, 5, 16),
+        lambda a, b: kernel_distance(a, b, 0, 6, 10, 16).mean,
+    ):
+        found = np.array([distance(*pair) for pair in pairs])
+        assert abs(found.mean()) < 3 * found.std() / 10 and (found < 0).any()
+    alone = np.array([squared_mmd(*pair) for pair in pairs])  # frames as if they were clips
+    assert alone.mean() > 5 * alone.std() / 10
+
+
+def test_the_mean_of_parts_leaves_out_no_row():
+    a, b = drawn(22), drawn(9, seed=1) + 1
+    assert mean_of_parts(a, b, 22) == pytest.approx(squared_mmd(a, b), rel=1e-12)
+    by_parts = [squared_mmd(part, b) for part in np.split(a, [8, 15])]
+    assert mean_of_parts(a, b, 10) == pytest.approx(np.mean(by_parts), rel=1e-12)
+    assert np.isfinite([mean_of_parts(a[:n], b, 4) for n in range(2, 23)]).all()
 
 
 def test_it_agrees_with_torchmetrics():
@@ -71,3 +111,10 @@ def test_subsets_must_fit_the_sets():
             kernel_distance(drawn(20), drawn(10), 0, **({"subset_size": 5, "subsets": 2} | wrong))
     with pytest.raises(DataError, match="row 2"):
         kernel_distance(drawn(4), np.where(np.arange(4)[:, None] == 2, np.inf, drawn(4)), 0, 2, 2)
+    with pytest.raises(ConfigError, match="subset_size must be 2 to 5"):
+        kernel_distance(drawn(20), drawn(10), 0, 6, 2, group=2)
+    with pytest.raises(ConfigError, match="4 groups or more"):
+        mean_of_parts(drawn(20), drawn(10), 3)
+    for rows, group in ((drawn(9), 2), (drawn(3), 3)):
+        with pytest.raises(DataError, match="second features must be two groups"):
+            squared_mmd(drawn(12), rows, group)

@@ -6,6 +6,7 @@ distance of real samples to real samples at that n (`floor`).
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from vidiff.errors import ConfigError, DataError
 from vidiff.metrics.comparison import z_score
 
 _HALVINGS = 100
+_BATCH = 4096  # rows in double precision at once
+_BOTH = ("the first features", "the second features")
 _MIN_POINTS, _MIN_REPEATS = 15, 5
 _MIN_ROWS, _MIN_POOL = 2.5, 5  # times D: the smallest subset, and all rows; below, the distance is not linear in 1 / n
 
@@ -23,7 +26,14 @@ def checked(features: np.ndarray, name: str = "features", least: int = 2) -> np.
     Raises:
         DataError: if they are no matrix, have fewer than ``least`` rows, or a row that is not finite.
     """
-    rows = np.asarray(features, np.float64)
+    return _finite(features, name, least).astype(np.float64, copy=False)
+
+
+def _finite(features: np.ndarray, name: str, least: int) -> np.ndarray:
+    """Return features as they are, see `checked`: what is cast a part at a time takes no second copy of them all."""
+    rows = np.asarray(features)
+    if rows.dtype.kind != "f":
+        rows = rows.astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise DataError(f"{name} must be (N, D), one row a sample; got {rows.shape}")
     if len(rows) < least:
@@ -36,10 +46,17 @@ def checked(features: np.ndarray, name: str = "features", least: int = 2) -> np.
 
 
 def checked_pair(
-    a: np.ndarray, b: np.ndarray, names: tuple[str, str] = ("the first features", "the second features"), least: int = 2
+    a: np.ndarray, b: np.ndarray, names: tuple[str, str] = _BOTH, least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return two sets of features that share their width, see `checked`."""
-    rows_a, rows_b = checked(a, names[0], least), checked(b, names[1], least)
+    rows_a, rows_b = _finite_pair(a, b, names, least)
+    return rows_a.astype(np.float64, copy=False), rows_b.astype(np.float64, copy=False)
+
+
+def _finite_pair(
+    a: np.ndarray, b: np.ndarray, names: tuple[str, str] = _BOTH, least: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+    rows_a, rows_b = _finite(a, names[0], least), _finite(b, names[1], least)
     _same_width(rows_a.shape[1], rows_b.shape[1])
     return rows_a, rows_b
 
@@ -55,9 +72,8 @@ class Moments:
     @staticmethod
     def of(features: np.ndarray) -> "Moments":
         """Return the moments of features (N, D), of which one row is enough."""
-        rows = checked(features, least=1)
-        mean = _mean(rows)
-        return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
+        rows = _finite(features, "features", 1)
+        return reduce(Moments.merge, (_moments(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)))
 
     def merge(self, other: "Moments") -> "Moments":
         """Return the moments of both sets together, by the formula of pairs."""
@@ -72,6 +88,12 @@ class Moments:
         return self.m2 / _divisor(self.n, ddof)
 
 
+def _moments(features: np.ndarray) -> Moments:
+    rows = features.astype(np.float64)
+    mean = _mean(rows)
+    return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray, ddof: int = 1) -> float:
     """Return the squared Frechet distance of the Gaussians of two sets (Dowson & Landau, 1982; Heusel et al., 2017).
 
@@ -84,7 +106,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, ddof: int = 1) -> float:
         DataError: if a set has fewer than two rows or a row that is not finite, or if the widths differ.
         ConfigError: if ``ddof`` is neither 0 nor 1.
     """
-    return _distance(*checked_pair(a, b), ddof)
+    rows_a, rows_b = _finite_pair(a, b)
+    return frechet_of_moments(Moments.of(rows_a), Moments.of(rows_b), ddof)
 
 
 def frechet_of_moments(a: Moments, b: Moments, ddof: int = 1) -> float:
@@ -117,7 +140,7 @@ def floor(real: np.ndarray, n: int, seed: int, splits: int = 20, ddof: int = 1, 
         DataError: as in `frechet_distance`, and if there are fewer than four rows, or groups.
         ConfigError: if ``n`` or ``splits`` is below 2.
     """
-    rows = _grouped(checked(real, "the real features", least=4), group, "the real features")
+    rows = _grouped(_finite(real, "the real features", 4), group, "the real features")
     if n < 2 * group or splits < 2:
         raise ConfigError(f"a floor takes 2 samples and 2 splits or more, got n = {n // group}, splits = {splits}")
     count, rng = min(n // group, len(rows) // 2), np.random.default_rng(seed)
@@ -162,12 +185,12 @@ def interval(
         DataError: as in `frechet_distance`, and if a set has fewer than four rows, or groups.
         ConfigError: if an option is out of its range.
     """
-    rows = checked_pair(a, b, least=4)
+    rows = _finite_pair(a, b, least=4)
     groups = (_grouped(rows[0], group, "the first features"), _grouped(rows[1], group, "the second features"))
     reach = z_score(level)
     if halvings < 2:
         raise ConfigError(f"halvings must be 2 or more, got {halvings}")
-    distance = _distance(*rows, ddof)
+    distance = frechet_distance(*rows, ddof)
     spread = reach * math.sqrt(_variance(*groups, ddof, halvings, np.random.default_rng(seed)))
     return Interval(distance, max(0.0, distance - spread), distance + spread, level)
 
@@ -208,7 +231,7 @@ def extrapolated(
         ConfigError: where the line would be a guess: min(N, M) below 5 D, ``smallest`` below 2.5 D, fewer than 15
             different points or 5 repeats.
     """
-    rows_a, rows_b = checked_pair(a, b)
+    rows_a, rows_b = _finite_pair(a, b)
     sizes = _subset_sizes(min(len(rows_a), len(rows_b)), rows_a.shape[1], points, repeats, smallest)
     rng = np.random.default_rng(seed)
     found = np.array([_distance(rng.permutation(rows_a)[:n], rng.permutation(rows_b)[:n], ddof) for n in sizes])
@@ -275,6 +298,8 @@ def _halves(groups: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.nd
 
 
 def _distance(a: np.ndarray, b: np.ndarray, ddof: int) -> float:
+    """Return the distance from rows that fit in memory, in less time than from moments where they are fewer than D."""
+    a, b = (x.astype(np.float64, copy=False) for x in (a, b))
     mean_a, mean_b = _mean(a), _mean(b)
     factors = [(x - mean) / math.sqrt(_divisor(len(x), ddof)) for x, mean in ((a, mean_a), (b, mean_b))]
     if len(a) + len(b) >= 2 * a.shape[1]:  # a triangle has the same covariance and fewer rows

@@ -2,23 +2,36 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
 from vidiff.errors import DataError
-from vidiff.metrics.comparison import tails, z_score
+from vidiff.metrics.comparison import share_interval, tails, z_score
+
+Statistic = TypeVar("Statistic", float, np.ndarray)  # one number or several
 
 
 def mean_interval(
-    values: np.ndarray, groups: np.ndarray, seed: int = 0, level: float = 0.95, resamples: int = 2000
+    values: np.ndarray,
+    groups: np.ndarray,
+    seed: int = 0,
+    *,
+    share: bool = False,
+    level: float = 0.95,
+    resamples: int = 2000,
 ) -> tuple[float, float]:
     """Return a percentile interval of the mean; clips of one group, such as one prompt, are drawn together.
+
+    Where all values are equal, resampling sees nothing of their scatter. Of shares, Wilson's interval then says how
+    many groups have agreed; of other values there is no telling.
 
     Args:
         values: one a clip, (N,).
         groups: a label for each clip's group, (N,).
         seed: of the resampling.
-        level: the share of intervals that cover.
+        share: whether values are shares, in [0, 1].
+        level: of intervals, how many cover.
         resamples: how many.
 
     Raises:
@@ -29,6 +42,8 @@ def mean_interval(
     count = int(index.max()) + 1 if len(index) else 0
     if count < 2 or not np.isfinite(values).all():
         raise DataError(f"an interval takes finite values of two prompts or more, got {count} prompts")
+    if share and values.min() == values.max():
+        return share_interval(float(values[0]), count, level)
     sums, sizes = np.bincount(index, values), np.bincount(index)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
@@ -41,7 +56,7 @@ def mean_interval(
 
 
 def halving_interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
+    statistic: Callable[[np.ndarray, np.ndarray], Statistic],
     a: np.ndarray,
     b: np.ndarray,
     seed: int,
@@ -49,7 +64,7 @@ def halving_interval(
     group: int = 1,
     level: float = 0.95,
     halvings: int = 50,
-) -> tuple[float, float]:
+) -> tuple[Statistic, Statistic]:
     """Return an interval for a statistic of two sets that is smooth in their samples, without bias.
 
     Both sets are cut in two at random; half of the difference of the two halves' statistics scatters as the error of
@@ -80,6 +95,6 @@ def halving_interval(
             )
         (a_1, a_2), (b_1, b_2) = halves
         differences.append((statistic(a_1, b_1) - statistic(a_2, b_2)) / 2)
-    reach = z_score(level) * float(np.sqrt(np.mean(np.square(differences))))
+    reach = z_score(level) * np.sqrt(np.mean(np.square(differences), 0))
     value = statistic(a, b)
     return value - reach, value + reach

@@ -6,7 +6,7 @@ made a block at a time, so that memory does not grow with the product of two set
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -60,6 +60,35 @@ def manifold_scores(real: np.ndarray, fake: np.ndarray, neighbors: int = 5) -> M
         density=within / (neighbors * len(others)),
         coverage=float(covered.mean()),
     )
+
+
+def mean_scores(real: np.ndarray, fake: np.ndarray, size: int, seed: int, subsets: int, neighbors: int) -> np.ndarray:
+    """Return the means of `ManifoldScores` over random subsets, (4,): more samples alone would change the scores.
+
+    Args:
+        real: features, (N, D).
+        fake: features, (M, D).
+        size: rows drawn from each set without replacement.
+        seed: of the subsets.
+        subsets: how many.
+        neighbors: see `manifold_scores`, as for what is raised.
+    """
+    rng = np.random.default_rng(seed)
+    draws = 1 if size == len(real) == len(fake) else subsets  # whole sets are always the same
+    found = [
+        astuple(manifold_scores(rng.permutation(real)[:size], rng.permutation(fake)[:size], neighbors))
+        for _ in range(draws)
+    ]
+    return np.asarray(np.mean(found, 0))
+
+
+def split_scores(real: np.ndarray, size: int, seed: int, splits: int, neighbors: int) -> np.ndarray:
+    """Return the `ManifoldScores` of disjoint random parts of ``size`` rows of real features (N, D), (splits, 4)."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(splits):
+        rows = rng.permutation(real)
+        found.append(astuple(manifold_scores(rows[:size], rows[size : 2 * size], neighbors)))
+    return np.array(found)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def unseen(title: str, total: int) -> AbstractContextManager[Callable[[int], Non
 class Rows:
     """The features of a set, those of one clip side by side."""
 
-    values: np.ndarray  # (N * group, D), float64
+    values: np.ndarray  # (N * group, D), float32 as networks made them: sums of them are taken in float64
     group: int  # rows of each clip
 
     @property
@@ -39,7 +39,7 @@ class Rows:
 
     def of_clips(self) -> np.ndarray:
         """Return the mean row of each clip, (N, D)."""
-        return self.values.reshape(self.clips, self.group, -1).mean(1)
+        return self.values.reshape(self.clips, self.group, -1).mean(1, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Measuring:
                 self._computed(mine, extractor, f"{extractor.name}, first of {self.share.count} parts: {one.label}")
                 self.share.wait()
             rows = self._computed(one.clips, extractor, f"{extractor.name}: {one.label}")
-            values = np.concatenate([row.double().numpy() for row in rows])
+            values = torch.cat(rows).numpy()
             self._features[identity] = Rows(values, len(values) // len(one))
         return self._features[identity]
 
@@ -111,15 +111,29 @@ class Measuring:
         protocol: str,
         scores: np.ndarray,
         better: Literal["lower", "higher", "reference"],
-        floor: float | None = None,
+        floor: np.ndarray | float | None = None,
         note: str = "",
+        share: bool = False,
     ) -> Value:
-        """Return the mean of one score a clip, with its interval."""
-        prompts = self.prompts()
+        """Return the mean of one score a clip, with its interval.
+
+        Args:
+            metric: its name.
+            protocol: how it was measured.
+            scores: one a clip, (N,).
+            better: which way.
+            floor: a number, or the scores (M,) of other clips, whose mean is one.
+            note: what else to say.
+            share: whether scores are shares, in [0, 1].
+        """
+        scores, prompts = np.asarray(scores, np.float64), self.prompts()
+        floor = None if floor is None else np.asarray(floor, np.float64)
         few = len(set(prompts.tolist())) < 2
-        interval = None if few else mean_interval(scores, prompts, self.seed)
+        interval = None if few else mean_interval(scores, prompts, self.seed, share=share)
         per_clip = {clip.key: float(score) for clip, score in zip(self.generated.clips, scores, strict=True)}
-        return Value(metric, protocol, float(np.mean(scores)), better, interval, floor, per_clip, note)
+        least = None if floor is None else float(np.mean(floor))
+        error = 0.0 if floor is None or floor.size < 2 else float(floor.std(ddof=1) / np.sqrt(floor.size))
+        return Value(metric, protocol, float(np.mean(scores)), better, interval, least, error, per_clip, note)
 
 
 def used(one: ClipSet, extractor: Extractor, index: int) -> range:

@@ -176,10 +176,10 @@ class LPIPS(nn.Module):
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """Mean and standard deviation (divided by their number) of the scores of the splits."""
+    """Mean and standard deviation of the scores of the splits."""
 
     mean: float
-    std: float
+    std: float  # with N - 1 as divisor; NaN of a single split
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 42) -> InceptionScore:
@@ -191,14 +191,16 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 42) -> Incepti
         seed: of the shuffle before the split.
 
     Raises:
-        DataError: if there are fewer rows than splits, or no rows of two classes at least.
+        DataError: if there are fewer than two rows a split, or no rows of two classes at least.
         ConfigError: if ``splits`` is below 1.
         NumericalError: if a logit is not finite.
     """
     if splits < 1:
         raise ConfigError(f"splits must be at least 1, got {splits}")
-    if logits.ndim != 2 or logits.shape[1] < 2 or len(logits) < splits:
-        raise DataError(f"logits for {splits} splits are (N, classes), N {splits} at least, got {tuple(logits.shape)}")
+    # A row alone is its own marginal: its score is 1, whatever it shows.
+    if logits.ndim != 2 or logits.shape[1] < 2 or len(logits) < 2 * splits:
+        shape = tuple(logits.shape)
+        raise DataError(f"logits for {splits} splits are (N, classes), N {2 * splits} at least, got {shape}: add clips")
     if not logits.isfinite().all():
         raise NumericalError("the classifier's logits are not finite; look at its weights and at its clips")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
@@ -206,7 +208,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 42) -> Incepti
     for part in logits.cpu().double()[order].log_softmax(1).tensor_split(splits):
         marginal = part.logsumexp(0) - math.log(len(part))
         scores.append(math.exp(float((part.exp() * (part - marginal)).sum(1).mean())))
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores, ddof=1)) if splits > 1 else math.nan)
 
 
 def _check_pair(clip: Tensor, reference: Tensor, least_side: int = 1) -> None:
