@@ -49,7 +49,7 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="How I3D reads clips: styleganv, original or cdfvd.")] = "styleganv",
     frames: Annotated[int | None, typer.Option(help="Frames that published networks read.")] = None,
     stride: Annotated[int | None, typer.Option(help="From one frame that is read to the next.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels a side that video networks read.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels a side that published networks read.")] = None,
     filter: Resizing = None,
     crop: Annotated[str | None, typer.Option(help="squash, or center.")] = None,
     num: Annotated[int | None, typer.Option("--num", min=1, help="Real clips, and prompts; default all.")] = None,
@@ -99,7 +99,8 @@ def evaluate(
             command=_command(),
             share=share,
         )
-        asked = Asked(tuple(model or ()), tuple(generated or ()), tuple(results or ()), ab, prompts, device, by)
+        files = tuple(path for path in (report, markdown, json) if path is not None)
+        asked = Asked(tuple(model or ()), tuple(generated or ()), tuple(results or ()), ab, prompts, device, by, files)
         reading = Reading(protocol, frames, stride, resolution, filter, crop)
         hearing = Hearing(note, _progress) if share.is_main else Hearing(lambda line: None)
         found, rows = run(asked, options, tuple(weights or ()), reading, hearing)

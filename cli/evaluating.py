@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidiff.errors import ConfigError
+from vidiff.errors import ConfigError, DataError
 from vidiff.evaluation import (
     Hearing,
     Options,
     References,
+    check_fits,
     generated_by,
     measured,
     open_references,
     opened,
+    planned,
     prompts_of,
     relabeled,
 )
@@ -22,8 +24,8 @@ from vidiff.files import write_text
 from vidiff.metrics import ab as comparing
 from vidiff.metrics.ab import Row
 from vidiff.metrics.best import best_of
-from vidiff.metrics.clip_set import open_clip_set
-from vidiff.metrics.evaluate import Tools
+from vidiff.metrics.clip_set import check_there, open_clip_set
+from vidiff.metrics.evaluate import Tools, asked_name, check_names
 from vidiff.metrics.report import markdown as as_markdown
 from vidiff.metrics.report import write_report
 from vidiff.metrics.results import Clip, Results, Value, read_results
@@ -47,6 +49,7 @@ class Asked:
     prompts: Path | None = None
     device: str | None = None
     by: str | None = None
+    targets: tuple[Path, ...] = ()  # files that are written in the end
 
 
 def run(
@@ -67,6 +70,8 @@ def run(
         raise ConfigError("nothing to measure: give --model, --generated or --ab")
     device = chosen_device(asked.device)
     told = _weights(weights)
+    _check(asked, options, sides)
+    prompts = _prompts(asked.prompts, options.count) if asked.prompts else None
     references, tools = References(None, None), None
     found = []
     for side in sides:
@@ -74,14 +79,21 @@ def run(
             found.append(side)
             continue
         if tools is None:
-            references, tools = open_references(options, hearing), build_tools(told, reading, device)
+            tools = build_tools(told, reading, device)
+            references = open_references(options, hearing)
         if isinstance(side, TrainedModel):
-            found.append(_of_model(side, asked, device, references, tools, options, hearing))
+            found.append(_of_model(side, prompts, device, references, tools, options, hearing))
         else:
             clips = opened(side, options, hearing)
             found.append(measured(str(side), clips, references, tools, options, hearing))
     found = relabeled(found)
-    return found, comparing.compared(*found, seed=options.seed) if asked.ab is not None else []
+    if asked.ab is None:
+        return found, []
+    rows = comparing.compared(*found, seed=options.seed)
+    uneven = comparing.uneven_counts(*found)
+    if uneven:
+        hearing.note(f"not compared, since the number of clips decides their values: {', '.join(uneven)}")
+    return found, rows
 
 
 Side = TrainedModel | Path | Results  # a path is one of clips
@@ -118,9 +130,39 @@ def _side(name: str, trained: Mapping[str, TrainedModel], *, only_models: bool) 
     return TrainedModel(name, find_model(name))
 
 
+def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> None:
+    """Refuse, before any work is done, what would fail when it is done.
+
+    Raises:
+        ConfigError: if a metric is unknown or not measured, or a file to be written is a folder.
+        DataError: if a folder of clips is not there.
+        ResourceError: if a file could not be written.
+    """
+    from vidiff.cli.jobs import check_writable
+
+    for path in asked.targets:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file in it")
+        check_writable(path)
+    if all(isinstance(side, Results) for side in sides):
+        return
+    check_writable(options.out / "clips")
+    for side in sides:
+        if isinstance(side, Path):
+            check_there(side)
+    check_names(options.metrics or ())
+    shown = {name for side in sides if isinstance(side, Results) for v in side.values for name in (v.metric, v.name)}
+    if asked.by is None or asked.by in shown:
+        return
+    metric = asked_name(asked.by.partition("[")[0])
+    check_names([metric], "--by")
+    if options.metrics is not None and metric not in options.metrics:
+        raise ConfigError(f"--by {asked.by}: not among --metrics {','.join(options.metrics)}; add it there")
+
+
 def _of_model(
     model: TrainedModel,
-    asked: Asked,
+    prompts: Sequence[str] | None,
     device: "torch.device",
     references: References,
     tools: Tools,
@@ -129,8 +171,9 @@ def _of_model(
 ) -> Results:
     from vidiff.pipeline import load
 
+    prompts = prompts or prompts_of(references.real, options.count)
     pipeline = load(model.folder, device)
-    prompts = _prompts(asked.prompts, options.count) if asked.prompts else prompts_of(references.real, options.count)
+    check_fits(planned(pipeline, model.label, prompts, options), references, tools, options)
     clips, seconds = generated_by(pipeline, model.label, prompts, options, hearing)
     return measured(model.label, clips, references, tools, options, hearing, seconds, model.step)
 
@@ -165,6 +208,8 @@ def written(
         for number, one in enumerate(found):
             path = json_path if len(found) == 1 else json_path.with_stem(f"{json_path.stem}-{number + 1}")
             write_text(path, json.dumps(one.to_dict(), indent=1) + "\n")
+        if rows:
+            write_text(json_path, json.dumps({"comparison": [row.to_dict() for row in rows]}, indent=1) + "\n")
     if markdown is not None:
         write_text(markdown, as_markdown(found, rows, best))
     if report is not None:
@@ -196,24 +241,15 @@ def contenders(sides: Sequence[str]) -> list[Results]:
     found = []
     for side in sides:
         if side.endswith(".json"):
-            found.append(read_results(Path(side)))
+            one = read_results(Path(side))
         else:
             clips = open_clip_set(Path(side)).clips
-            found.append(
-                Results(
-                    side, (), tuple(Clip(_identity(c.prompt, c.seed, c.key), c.path, c.prompt, c.seed) for c in clips)
-                )
-            )
-    return [replace(one, clips=_matched(one.clips)) for one in relabeled(found)]
-
-
-def _identity(prompt: str, seed: int | None, key: str) -> str:
-    return f"{prompt} #{seed}" if prompt else key
-
-
-def _matched(clips: Sequence[Clip]) -> tuple[Clip, ...]:
-    """Return the clips under keys that other models' clips of the same prompt and seed have, too."""
-    return tuple(replace(clip, key=_identity(clip.prompt, clip.seed, clip.key)) for clip in clips)
+            one = Results(side, (), tuple(Clip(clip.key, clip.path, clip.prompt, clip.seed) for clip in clips))
+        packed = [clip.key for clip in one.clips if not clip.path]
+        if packed:
+            raise DataError(f"{side}: {packed[0]} lies in a shard; the arena plays files: unpack its clips to a folder")
+        found.append(one)
+    return relabeled(found)
 
 
 def tallied(path: Path, seed: int) -> str:

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from rich.console import Console
 
 from tests.test_decoder_stage import VAE
 from tests.test_evaluate import vidiff
+from tests.test_evaluation import spoiled
 from vidiff import checkpoint, config
 from vidiff.cli.evaluating import Asked, _sides
+from vidiff.data.metadata import read_metadata
 from vidiff.data.toyworld.write import ToyClips, write_folder
 from vidiff.errors import UserError
 from vidiff.evaluation import Options
@@ -175,6 +178,45 @@ def test_what_cannot_be_a_model_is_told(run_dir, tmp_path, name, word):
         place = tmp_path
     with pytest.raises(UserError, match=re.escape(word)):
         checkpoint_models([str(place / name)], tmp_path / "models")
+
+
+def test_clips_that_would_not_fit_are_refused_before_they_are_made(run_dir, tmp_path, monkeypatch, capsys):
+    write_folder(ToyClips(6, Size(17, 32, 32, 12), seed=3, heldout=True), tmp_path / "large")
+    model = ("--model", run_dir / "video" / "step-4", "--data", tmp_path / "large", "--out", tmp_path / "out")
+    for options, word in (
+        (("--metrics", "frame-similarity"), "clips of 2 sizes or rates"),
+        (("--metrics", "psnr", "--mixed"), "psnr: " + str(run_dir / "video" / "step-00000004") + ", 00000-"),
+        (("--metrics", "diversity", "--mixed"), "diversity: every prompt has one clip"),
+        (("--metrics", "fvd", "--mixed"), "fvd: it needs --weights i3d="),
+    ):
+        assert vidiff(monkeypatch, "evaluate", *model, *options) == 2
+        assert word in capsys.readouterr().err
+    assert not (tmp_path / "out" / "clips").exists()
+
+
+def test_clips_of_other_prompts_in_the_same_folder_leave_the_first_ones_alone(run_dir, tmp_path, monkeypatch):
+    model = ("--model", run_dir / "video" / "step-4", "--metrics", "frame-similarity", "--out", tmp_path / "out")
+    found = {}
+    for name, text in (("a", "a fox\na cat\n"), ("b", "a dog\na cat\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        options = ("--prompts", tmp_path / f"{name}.txt", "--json", tmp_path / f"{name}.json")
+        assert vidiff(monkeypatch, "evaluate", *model, *options) == 0
+        found[name] = read_results(tmp_path / f"{name}.json").clips
+    (fox, cat), (dog, same) = found["a"], found["b"]
+    assert (fox.prompt, dog.prompt) == ("a fox", "a dog") and fox.path != dog.path and cat == same
+    assert read_metadata(Path(fox.path))["prompt"] == "a fox"
+
+
+def test_damaged_clips_of_a_model_are_left_out_by_agreement(run_dir, prompts, tmp_path, monkeypatch, capsys):
+    model = ("--model", run_dir / "video" / "step-4", "--data", prompts, "--metrics", "motion", "--out", tmp_path)
+    assert vidiff(monkeypatch, "evaluate", *model) == 0
+    path = sorted((tmp_path / "clips").rglob("*.mp4"))[2]
+    path.write_bytes(spoiled(path.read_bytes()))
+    shutil.rmtree(tmp_path / "features")
+    assert vidiff(monkeypatch, "evaluate", *model) == 2
+    assert vidiff(monkeypatch, "evaluate", *model, "--allow-missing", "--json", tmp_path / "r.json") == 0
+    found = read_results(tmp_path / "r.json")
+    assert len(found.clips) == 5 and [name for name, _ in found.excluded] == [path.stem]
 
 
 def test_mistakes_take_one_line(run_dir, prompts, tmp_path, monkeypatch, capsys):

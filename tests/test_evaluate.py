@@ -121,8 +121,11 @@ def test_files_of_results_are_compared_without_clips(sets, tmp_path, monkeypatch
             *("--out", tmp_path / "out", "--json", tmp_path / f"{name}.json"),
         )
     capsys.readouterr()
-    assert vidiff(monkeypatch, "evaluate", "--ab", tmp_path / "good.json", tmp_path / "noisy.json") == 0
+    told = tmp_path / "ab.json"
+    assert vidiff(monkeypatch, "evaluate", "--ab", tmp_path / "good.json", tmp_path / "noisy.json", "--json", told) == 0
     assert "fd-random-frames: " in capsys.readouterr().out
+    rows = {row["metric"]: row for row in json.loads(told.read_text())["comparison"]}
+    assert rows["fd-random-frames"]["better"] == str(sets / "good") and rows["fd-random-frames"]["p_value"] < 0.05
 
 
 def test_the_best_of_several_is_named(sets, tmp_path, monkeypatch, capsys):

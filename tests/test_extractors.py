@@ -206,7 +206,9 @@ def test_inception_gives_a_row_for_each_frame(tmp_path, preprocess):
 def test_an_archive_opens_only_with_its_sha256(tmp_path):
     _, ours = saved_archive(tmp_path, "i3d")
     for wrong in ("", "0" * 64, ours.sha256[:-1]):
-        with pytest.raises(ConfigError, match=f"so code that would run here.*allow it by sha256: {ours.sha256}$"):
+        with pytest.raises(
+            ConfigError, match=f"code that would run here.*allow it: --weights i3d=.*/archive.pt@{ours.sha256}$"
+        ):
             build_extractor(replace(ours, sha256=wrong))
     assert build_extractor(replace(ours, sha256=ours.sha256.upper())).version == ours.sha256
     path = tmp_path / "archive.pt"
@@ -225,7 +227,9 @@ def test_opening_an_archive_is_quiet(tmp_path):
 
 
 def test_missing_archives_say_what_to_get():
-    with pytest.raises(ConfigError, match=r"i3d\.weights: .*get i3d_torchscript\.pt, .*give its path here"):
+    with pytest.raises(
+        ConfigError, match=r"i3d: no file ''; get i3d_torchscript\.pt, .*name it: --weights i3d=FILE@SHA256"
+    ):
         build_extractor(I3DConfig())
     with pytest.raises(ConfigError, match=r"no file 'nowhere\.pt'; get inception-2015-12-05\.pt"):
         build_extractor(InceptionConfig(weights="nowhere.pt"))
@@ -338,7 +342,7 @@ def test_hub_ids_need_a_commit_and_leave_to_download():
         build_extractor(CLIPConfig())
     with pytest.raises(ConfigError, match="40-digit commit"):
         build_extractor(CLIPConfig(source="openai/clip-vit-base-patch32"))
-    with pytest.raises(CheckpointError, match="not on this machine; use allow_download: true"):
+    with pytest.raises(CheckpointError, match=f"use hf download nobody/nothing --revision {'0' * 40} to fetch it"):
         build_extractor(CLIPConfig(source="nobody/nothing", revision="0" * 40))
 
 

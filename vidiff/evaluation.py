@@ -1,15 +1,17 @@
 """An evaluation from what the user names to results: clips made where a model is given, then measured."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vidiff.data.video_io import ClipInfo
 from vidiff.data.video_write import format_of
 from vidiff.errors import ConfigError, DataError
 from vidiff.generation import Job, Settings, final_size, is_finished, recipe_of, stage_count
 from vidiff.generation import generate as make
-from vidiff.metrics.clip_set import ClipSet, check_alike, check_copies, open_clip_set
+from vidiff.metrics.clip_set import ClipSet, SetClip, check_alike, check_copies, check_there, open_clip_set
 from vidiff.metrics.evaluate import Tools, chosen, evaluate, shared
 from vidiff.metrics.measuring import Measuring, Progress, unseen
 from vidiff.metrics.results import Clip, Results, versions
@@ -51,23 +53,39 @@ class References:
     real: ClipSet | None
     train: ClipSet | None
 
+    def beside(self, clips: ClipSet) -> list[ClipSet]:
+        """Return ``clips`` and the real ones."""
+        return [one for one in (clips, self.real, self.train) if one is not None]
+
 
 def open_references(options: Options, hearing: Hearing) -> References:
     """Return the real clips; raises as `opened`."""
+    for path in (options.data, options.train):  # before the first one is read, which may take long
+        if path is not None:
+            check_there(path)
     return References(
         None if options.data is None else opened(options.data, options, hearing, options.count),
         None if options.train is None else opened(options.train, options, hearing, None),
     )
 
 
-def opened(path: Path, options: Options, hearing: Hearing, limit: int | None = None) -> ClipSet:
-    """Return the clips of a folder or of shards.
+def opened(
+    path: Path,
+    options: Options,
+    hearing: Hearing,
+    limit: int | None = None,
+    label: str | None = None,
+    only: frozenset[str] | None = None,
+) -> ClipSet:
+    """Return the clips of a folder or of shards; see `open_clip_set`.
 
     Raises:
         DataError: if there are none, or some cannot be read and going on without them was not allowed.
     """
     with hearing.progress(f"opening {path}", 0) as on_clip:
-        found = open_clip_set(path, limit=limit, on_clip=on_clip)
+        found = open_clip_set(path, label=label, limit=limit, only=only, decode=options.allow_missing, on_clip=on_clip)
+    if limit is not None and len(found) < limit:
+        hearing.note(f"{path}: {len(found)} clips, fewer than the {limit} of --num")
     if found.unreadable and not options.allow_missing:
         name, why = found.unreadable[0]
         raise DataError(
@@ -96,16 +114,10 @@ def generated_by(
 
     Clips that are there, made by the same model with the same settings, are kept; a run that was interrupted goes on.
     """
-    folder = options.out / "clips" / f"{_safe(name)}-{pipeline.hash[:12]}"
-    count = stage_count(pipeline, None if options.stages == "all" else options.stages)
-    size = pipeline.config.size
-    sampling = pipeline.config.sampling
-    settings = Settings(*(name, size, sampling, format_of(Path("x.mp4")), 1), device=str(pipeline.device), stages=count)
-    jobs = [
-        Job(prompt, options.seed + k, folder / f"{index:05d}-{options.seed + k}.mp4", sampling.negative)
-        for index, prompt in enumerate(prompts)
-        for k in range(options.seeds)
-    ]
+    jobs = _jobs(pipeline, name, prompts, options)
+    size, count = pipeline.config.size, _stage_count(pipeline, options)
+    common = (name, size, pipeline.config.sampling, format_of(Path("x.mp4")), 1)
+    settings = Settings(*common, device=str(pipeline.device), stages=count)
     waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, settings))]
     if len(waiting) < len(jobs):
         hearing.note(f"{name}: {len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
@@ -121,7 +133,34 @@ def generated_by(
     seconds = (time.monotonic() - started) / len(mine) if mine else None
     options.share.wait()
     names = frozenset(job.output.stem for job in jobs)  # the folder may hold those of an evaluation of more prompts
-    return open_clip_set(folder, label=name, only=names), seconds
+    return opened(jobs[0].output.parent, options, hearing, label=name, only=names), seconds
+
+
+def planned(pipeline: Pipeline, name: str, prompts: Sequence[str], options: Options) -> ClipSet:
+    """Return the clips that `generated_by` would make, so that what they do not fit is known before; none is there."""
+    size = final_size(pipeline, pipeline.config.size, _stage_count(pipeline, options))
+    info = ClipInfo(size.frames, size.height, size.width, size.fps)
+    jobs = _jobs(pipeline, name, prompts, options)
+    return ClipSet(name, tuple(SetClip(job.output.stem, job.output, info, "", job.prompt, job.seed) for job in jobs))
+
+
+def _jobs(pipeline: Pipeline, name: str, prompts: Sequence[str], options: Options) -> list[Job]:
+    folder = options.out / "clips" / f"{_safe(name)}-{pipeline.hash[:12]}"
+    negative = pipeline.config.sampling.negative
+    return [
+        Job(prompt, seed, folder / f"{index:05d}-{_short(prompt)}-{seed}.mp4", negative)
+        for index, prompt in enumerate(prompts)
+        for seed in range(options.seed, options.seed + options.seeds)
+    ]
+
+
+def _short(prompt: str) -> str:
+    """Return a hash for file names, so that results of other prompts keep their clips."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:8]
+
+
+def _stage_count(pipeline: Pipeline, options: Options) -> int:
+    return stage_count(pipeline, None if options.stages == "all" else options.stages)
 
 
 def measured(
@@ -140,29 +179,40 @@ def measured(
         DataError: if the clips do not fit the data or one another, or are too few.
         ConfigError: if a metric is unknown or cannot be measured.
     """
-    real = references.real
-    if not options.mixed:
-        check_alike([one for one in (clips, real, references.train) if one is not None])
     check_copies(clips)
-    measuring = Measuring(
-        *(clips, real, options.out / "features", references.train, options.seed, options.batch),
-        note=hearing.note,
-        progress=hearing.progress,
-        share=options.share,
-    )
-    names = chosen(measuring, tools, options.metrics)
+    measuring, names = _fitting(clips, references, tools, options, hearing)
     values, neighbors = evaluate(measuring, tools, names if options.share.is_main else shared(names))
     return Results(
         label=label,
         values=tuple(values),
         clips=tuple(Clip(clip.key, clip.path, clip.prompt, clip.seed) for clip in clips.clips),
         neighbors=neighbors,
-        excluded=clips.unreadable + (() if real is None else real.unreadable),
+        excluded=tuple(bad for one in references.beside(clips) for bad in one.unreadable),
         step=step,
         seconds_per_clip=seconds,
         command=options.command,
         versions=versions(),
     )
+
+
+def check_fits(clips: ClipSet, references: References, tools: Tools, options: Options) -> None:
+    """Refuse clips, made or only `planned`, that do not fit the data or the metrics; raises as `measured`."""
+    _fitting(clips, references, tools, options, Hearing(note=lambda line: None))
+
+
+def _fitting(
+    clips: ClipSet, references: References, tools: Tools, options: Options, hearing: Hearing
+) -> tuple[Measuring, list[str]]:
+    """Return what measures the clips, and what is measured of them."""
+    if not options.mixed:
+        check_alike(references.beside(clips))
+    measuring = Measuring(
+        *(clips, references.real, options.out / "features", references.train, options.seed, options.batch),
+        note=hearing.note,
+        progress=hearing.progress,
+        share=options.share,
+    )
+    return measuring, chosen(measuring, tools, options.metrics)
 
 
 def relabeled(results: Sequence[Results]) -> list[Results]:

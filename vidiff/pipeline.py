@@ -110,7 +110,7 @@ def find_model(name: str, download: bool = False) -> Path:
         raise CheckpointError(f"{name}: no model here (config.yaml is missing)")
     source, _, revision = name.partition("@")
     if sources.is_hub_id(source) and (revision or download):
-        return sources.hub_folder(source, revision or None, download, "--download")
+        return sources.hub_folder(source, revision or None, download, "vidiff generate --download")
     hint = did_you_mean(name, bundled) or f" Bundled models: {', '.join(bundled) or 'none'}."
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
 

@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# Of processes that wait: one alone may work for hours, and if it fails, the launcher ends the others.
+PATIENCE = timedelta(hours=12)
 
 
 def _at_once() -> None:
@@ -40,5 +44,6 @@ def launched() -> Share:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())  # unasked, it takes processes without a GPU for one
+    # Unasked, it takes processes without a GPU for one.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Share(state.process_index, state.num_processes, state.wait_for_everyone)

@@ -77,7 +77,7 @@ def read_clip(
     frames = None if info.needs_ffmpeg else _by_decord(data, info)
     if frames is None and info.indexed:
         seen = inspect(data, name=name, max_frames=max_frames, max_pixels=max_pixels)
-        _check_index(info, seen, name)
+        check_index(info, seen, name)
         info = seen
     if frames is None:
         frames = _by_ffmpeg(data, info, name)
@@ -158,7 +158,8 @@ def _check_limits(frames: int, width: int, height: int, name: str, max_frames: i
         )
 
 
-def _check_index(told: ClipInfo, seen: ClipInfo, name: str) -> None:
+def check_index(told: ClipInfo, seen: ClipInfo, name: str) -> None:
+    """Raise a DataError if a clip is not what an index told of it."""
     same = (told.frames, told.height, told.width) == (seen.frames, seen.height, seen.width)
     if not (same and _same_rate(told, seen.fps)):
         raise DataError(

@@ -40,7 +40,7 @@ def open_archive(
     """
     path = fetched(kind, source, sha256)
     if not path.is_file():
-        raise ConfigError(f"{kind}.weights: no file {source!r}; get {wanted} and give its path here")
+        raise ConfigError(f"{kind}: no file {source!r}; get {wanted} and name it: --weights {kind}=FILE@SHA256")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -48,8 +48,8 @@ def open_archive(
     found = hashlib.sha256(data).hexdigest()
     if found != sha256.lower():
         raise ConfigError(
-            f"{kind}.sha256: {path} is a TorchScript archive, so code that would run here, and has sha256 "
-            f"{found}, not {sha256!r}; if you trust where it came from, allow it by sha256: {found}"
+            f"{kind}: {path} is a TorchScript archive, so code that would run here, and has sha256 {found}, not "
+            f"{sha256!r}; if you trust where it came from, allow it: --weights {kind}={source}@{found}"
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)

@@ -1,7 +1,7 @@
 """Metrics that each clip has by itself, or with its prompt, or with the real clip of the same prompt."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -71,34 +71,38 @@ def temporal_values(measuring: Measuring, wanted: Sequence[str], estimator: Flow
     found = []
     for name in wanted:
         column, better = TEMPORAL[name]
-        floor = None if real is None else float(real[:, column].mean())
+        floor = None if real is None else real[:, column]
         note = ""
         if name == "warping-error":
             note = f"over {rows[:, 1].mean():.0%} of all pixels; a frozen clip has 0: look at motion, too"
         if name == "motion" and real is not None:
             apart = wasserstein_distance(torch.from_numpy(rows[:, column]), torch.from_numpy(real[:, column]))
             note = f"widths or heights a second; 1-D Wasserstein distance to the real clips' {apart:.4g}"
-        found.append(measuring.mean_value(name, protocol, rows[:, column], better, floor, note))
+        share = name == "dynamic-degree"
+        found.append(measuring.mean_value(name, protocol, rows[:, column], better, floor, note, share))
     return found
 
 
 def _temporal_rows(measuring: Measuring, one: ClipSet, estimator: FlowEstimator) -> np.ndarray:
-    rates = {clip.info.fps for clip in one.clips}
-    if len(rates) > 1:
-        raise DataError(f"{one.label}: clips have {len(rates)} frame rates; motion a second needs one")
-    return measuring.features(one, TemporalRows(rates.pop(), estimator)).values
+    """Return the temporal scores of each clip at its own rate, (N, 6)."""
+    rates = np.array([clip.info.fps for clip in one.clips])
+    found = np.empty((len(one), TemporalRows.dim))
+    for rate in np.unique(rates):
+        part = replace(one, clips=tuple(clip for clip in one.clips if clip.info.fps == rate))
+        found[rates == rate] = measuring.features(part, TemporalRows(float(rate), estimator)).values
+    return found
 
 
 def feature_values(measuring: Measuring, extractor: Extractor, wanted: Sequence[str]) -> list[Value]:
     """Return how alike neighboring frames are, and how far the last is from the first, in a network's features."""
     protocol = measuring.protocol(f"{extractor.name}@{short_hash(extractor.version)}", str(extractor.preprocess))
     scores = _feature_scores(measuring, measuring.generated, extractor)
-    real = None if measuring.real is None else _feature_scores(measuring, measuring.real, extractor).mean(0)
+    real = None if measuring.real is None else _feature_scores(measuring, measuring.real, extractor)
     columns = {"frame-similarity": 0, "identity-drift": 1}
     return [
         measuring.mean_value(
             *(name, protocol, scores[:, columns[name]], FEATURES[name]),
-            None if real is None else float(real[columns[name]]),
+            None if real is None else real[:, columns[name]],
         )
         for name in wanted
     ]
@@ -129,12 +133,7 @@ def alignment_value(measuring: Measuring, metric: str, aligner: Aligner) -> Valu
     """
     extractor = aligner.extractor
     clips = measuring.generated.clips
-    silent = [clip.key for clip in clips if not clip.prompt]
-    if silent:
-        raise DataError(
-            f"{measuring.generated.label}: {len(silent)} clips have no prompt, such as {silent[0]}; put it into a text "
-            "file beside the clip, or list all in metadata.jsonl"
-        )
+    check_prompts(measuring.generated)
     rows = measuring.features(measuring.generated, extractor)
     frames = torch.from_numpy(rows.values).unflatten(0, (rows.clips, rows.group))
     placed = (aligner.place(rows.float()) for rows in frames)
@@ -142,7 +141,18 @@ def alignment_value(measuring: Measuring, metric: str, aligner: Aligner) -> Valu
     how = (f"{extractor.name}@{short_hash(extractor.version)}", str(extractor.preprocess), found.name)
     protocol = measuring.protocol(*how, real=False)
     note = "" if found.shuffled is not None else "no baseline: over half of the clips share one prompt"
-    return measuring.mean_value(metric, protocol, found.own.numpy(), "higher", found.shuffled_mean, note)
+    shuffled = None if found.shuffled is None else found.shuffled.numpy()
+    return measuring.mean_value(metric, protocol, found.own.numpy(), "higher", shuffled, note)
+
+
+def check_prompts(one: ClipSet) -> None:
+    """Raise a DataError, with an example, unless every clip has a prompt."""
+    silent = [clip.key for clip in one.clips if not clip.prompt]
+    if silent:
+        raise DataError(
+            f"{one.label}: {len(silent)} clips have no prompt, such as {silent[0]}; put it into a text file beside the "
+            "clip, or list all in metadata.jsonl"
+        )
 
 
 def pairwise_values(measuring: Measuring, wanted: Sequence[str], lpips: LPIPS | None, weights: str) -> list[Value]:
@@ -183,8 +193,21 @@ def pairwise_values(measuring: Measuring, wanted: Sequence[str], lpips: LPIPS | 
     ]
 
 
+def check_pairs(generated: ClipSet, real: ClipSet) -> None:
+    """Raise a DataError, with an example, unless every generated clip has a real partner of its frames and size."""
+    for clip, partner in zip(generated.clips, partners_of(generated, real), strict=True):
+        ours, other = (f"{one.frames} frames of {one.width}x{one.height}" for one in (clip.info, partner.info))
+        if ours != other:
+            raise DataError(
+                f"{generated.label}, {clip.key}: {ours}, but {partner.key} of {real.label}, its partner, has {other}; "
+                "pairs are compared pixel by pixel: bring the real clips to that size (ffmpeg)"
+            )
+
+
 def partners_of(generated: ClipSet, real: ClipSet) -> list[SetClip]:
-    """Return for each generated clip the real one of the same prompt, or of the same name.
+    """Return for each generated clip the real one of its prompt.
+
+    Where one of the two has no prompt, or several real clips have the same, it is the real clip of its name.
 
     Raises:
         DataError: if there is none, or several.
@@ -197,8 +220,17 @@ def partners_of(generated: ClipSet, real: ClipSet) -> list[SetClip]:
     for clip in generated.clips:
         same = by_prompt.get(clip.prompt, []) if clip.prompt else []
         partner = same[0] if len(same) == 1 else by_key.get(clip.key)
-        if partner is None:
+        if partner is None or not _may_equal(clip, partner):
             why = f"{len(same)} real clips have its prompt" if same else "no real clip has its prompt or its name"
-            raise DataError(f"{clip.key}: {why}, so that nothing tells which one it should equal")
+            if partner is not None:
+                why += ", and the one of its name has another"
+            raise DataError(f"{generated.label}, {clip.key}: {why}, so that nothing tells which one it should equal")
         found.append(partner)
     return found
+
+
+def _may_equal(clip: SetClip, partner: SetClip) -> bool:
+    """Return whether no prompt speaks against a real clip; some have other captions beside the one that they go by."""
+    others = partner.row.get("alt_captions")
+    said = ("", partner.prompt, *(others if isinstance(others, list) else ()))
+    return not partner.prompt or clip.prompt in said

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vidiff.data.dataset import told_info
 from vidiff.data.folder import LISTS, read_folder
 from vidiff.data.metadata import read_metadata
 from vidiff.data.shards import VIDEO_SUFFIXES, Member, index_shards, shards_at
-from vidiff.data.video_io import ClipInfo, inspect, read_clip
+from vidiff.data.video_io import ClipInfo, check_index, inspect, read_clip
 from vidiff.errors import DataError
 
 
@@ -63,7 +64,8 @@ class ClipSet:
     def shape(self) -> str:
         """Return size and rate for protocol lines, such as ``17x64x64@12``."""
         info = self.clips[0].info
-        return f"{info.frames}x{info.height}x{info.width}@{info.fps:g}"
+        rates = sorted({f"{clip.info.fps:g}" for clip in self.clips}, key=float)
+        return f"{info.frames}x{info.height}x{info.width}@{'+'.join(rates)}"
 
 
 def open_clip_set(
@@ -72,6 +74,7 @@ def open_clip_set(
     label: str | None = None,
     limit: int | None = None,
     only: frozenset[str] | None = None,
+    decode: bool = False,
     on_clip: Callable[[int], None] = lambda done: None,
 ) -> ClipSet:
     """Return the clips of a folder, of shards, or of one shard.
@@ -84,6 +87,7 @@ def open_clip_set(
         label: what the set is called; the path by default.
         limit: only the first clips.
         only: only clips of these names; all by default.
+        decode: look inside clips that an index or a recipe tells of, too, so that damage is found now and not later.
         on_clip: hears how many were looked at.
 
     Raises:
@@ -94,7 +98,7 @@ def open_clip_set(
     clips, unreadable = [], []
     # ffmpeg works in processes of its own, so that threads keep all cores busy.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, opened in enumerate(pool.map(_opened, entries), 1):
+        for done, opened in enumerate(pool.map(partial(_opened, decode=decode), entries), 1):
             on_clip(done)
             if isinstance(opened, SetClip):
                 clips.append(opened)
@@ -106,6 +110,12 @@ def open_clip_set(
             f"{path}: holds no clip that can be read ({', '.join(VIDEO_SUFFIXES)}, or shards of them){first}"
         )
     return ClipSet(label or str(path), tuple(clips), tuple(unreadable))
+
+
+def check_there(path: Path) -> None:
+    """Raise a DataError unless ``path`` is a folder, a shard or a pattern of shards."""
+    if not path.is_dir() and not shards_at(path):
+        raise DataError(f"{path}: no such folder, shard or pattern")
 
 
 def check_alike(sets: Iterable[ClipSet]) -> None:
@@ -147,32 +157,34 @@ Entry = tuple[str, Path | Member, str, dict[str, Any], ClipInfo | None]
 
 def _found(path: Path) -> Iterator[Entry]:
     """Yield name, source, caption, JSON and what an index says of every clip under ``path``."""
-    shards = shards_at(path)
-    if shards:
+    check_there(path)
+    if shards := shards_at(path):
         for key, members in index_shards(shards):
             suffix = next((suffix for suffix in VIDEO_SUFFIXES if suffix in members), None)
             if suffix is not None:
                 row = _parsed(members["json"].read()) if "json" in members else {}
                 text = members["txt"].read().decode(errors="replace") if "txt" in members else ""
                 yield key, members[suffix], _caption(row) or text.strip(), row, told_info(row)
-    elif path.is_dir():
+    else:
         listed = any((path / name).is_file() for name in LISTS)
         for clip, captions in read_folder(path):
             beside = clip.with_suffix(".json")
             row = {} if listed or not beside.is_file() else _parsed(beside.read_bytes())
             caption = "" if isinstance(captions, DataError) else captions[0]
             yield clip.relative_to(path).with_suffix("").as_posix(), clip, caption, row, told_info(row)
-    else:
-        raise DataError(f"{path}: no such folder, shard or pattern")
 
 
-def _opened(entry: Entry) -> SetClip | tuple[str, str]:
+def _opened(entry: Entry, decode: bool) -> SetClip | tuple[str, str]:
     """Return a clip, or its name and why it cannot be used."""
     key, source, prompt, row, told = entry
     try:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
         made = _recipe(source) if isinstance(source, Path) else {}
-        info = told or _made(made) or inspect(data, name=key)
+        info = told or _made(made)
+        if info is None:
+            info = inspect(data, name=key)
+        elif decode:
+            check_index(info, inspect(data, name=key), key)
         seed = made.get("seed")
         return SetClip(
             key,

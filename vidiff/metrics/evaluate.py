@@ -4,30 +4,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-import torch
-
 from vidiff.errors import ConfigError, DataError, did_you_mean
 from vidiff.metrics.clip_metrics import (
     FEATURES,
     TEMPORAL,
     Aligner,
     alignment_value,
+    check_pairs,
+    check_prompts,
     feature_values,
     pairwise_values,
     temporal_values,
 )
-from vidiff.metrics.extractors import Extractor, PretrainedExtractor
+from vidiff.metrics.extractors import Extractor
 from vidiff.metrics.flow import DIS, FlowEstimator
-from vidiff.metrics.following import following_values, missing_for_following
-from vidiff.metrics.measuring import Measuring, short_hash
-from vidiff.metrics.pairwise import LPIPS, inception_score
+from vidiff.metrics.following import following_values, missing_for_following, questions_of
+from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.pairwise import LPIPS
 from vidiff.metrics.results import Neighbor, Value
 from vidiff.metrics.set_metrics import (
     MANIFOLD,
     NAMES,
+    check_inception,
+    check_manifold,
     diversity_values,
     frechet_values,
     has_seeds,
+    inception_values,
     kernel_values,
     manifold_values,
     memorization,
@@ -52,7 +55,7 @@ class Metric:
 
     name: str
     what: str
-    missing: Callable[[Measuring, Tools], str]  # why it cannot be measured, or nothing
+    missing: Callable[[Measuring, Tools], str]  # why it cannot be measured, or nothing; may name a clip by a DataError
     default: bool = True  # whether it is measured unasked where it can be
 
 
@@ -95,13 +98,21 @@ def _aligner(metric: str, kind: str) -> Callable[[Measuring, Tools], str]:
     def missing(measuring: Measuring, tools: Tools) -> str:
         if metric not in tools.aligners:
             return _MISSING[kind]
-        return "" if any(clip.prompt for clip in measuring.generated.clips) else "no clip has a prompt"
+        if not any(clip.prompt for clip in measuring.generated.clips):
+            return "no clip has a prompt"
+        check_prompts(measuring.generated)
+        return ""
 
     return missing
 
 
 def _judged(measuring: Measuring, tools: Tools) -> str:
-    return missing_for_following(measuring)
+    why = missing_for_following(measuring)
+    if not why:
+        questions_of(measuring)
+    elif measuring.real is not None and any("attributes" in clip.row for clip in measuring.real.clips):
+        raise DataError(why)
+    return why
 
 
 def _train(measuring: Measuring, tools: Tools) -> str:
@@ -116,12 +127,28 @@ def _seeds(measuring: Measuring, tools: Tools) -> str:
     return "" if has_seeds(measuring) else "every prompt has one clip; generate several seeds of each"
 
 
+def _pairs_up(measuring: Measuring, tools: Tools) -> str:
+    if measuring.real is not None:
+        check_pairs(measuring.generated, measuring.real)
+    return _data(measuring, tools)
+
+
 def _lpips(measuring: Measuring, tools: Tools) -> str:
-    return "it needs --weights lpips=FILE.safetensors" if tools.lpips is None else _data(measuring, tools)
+    return "it needs --weights lpips=FILE.safetensors" if tools.lpips is None else _pairs_up(measuring, tools)
+
+
+def _manifold(measuring: Measuring, tools: Tools) -> str:
+    why = _weights("vidiff-evaluator")(measuring, tools)
+    if not why:
+        check_manifold(measuring)
+    return why
 
 
 def _classifier(measuring: Measuring, tools: Tools) -> str:
-    return "" if "i3d" in tools.extractors else _MISSING["i3d"]
+    if "i3d" not in tools.extractors:
+        return _MISSING["i3d"]
+    check_inception(measuring)
+    return ""
 
 
 _KINDS = {  # what distances are taken in, and how their networks see a set
@@ -155,12 +182,12 @@ METRICS: tuple[Metric, ...] = (
         Metric(NAMES[kind][1], f"{_KERNEL} {what}", _weights(kind), kind not in _RANDOM)
         for kind, what in _KINDS.items()
     ),
-    *(Metric(name, "of clips in the bundled evaluator's features", _weights("vidiff-evaluator")) for name in MANIFOLD),
+    *(Metric(name, "of clips in the bundled evaluator's features", _manifold) for name in MANIFOLD),
     Metric("alignment-evaluator", _ALIGNED, _aligner("alignment-evaluator", "vidiff-evaluator")),
     Metric("clipsim", "frames and prompts in CLIP", _aligner("clipsim", "clip")),
     Metric("following", "what captions state, judged by rendering the alternatives", _judged),
     *(Metric(name, what, _flow if name in TEMPORAL else _always) for name, what in _TRAITS.items()),
-    *(Metric(name, _NEXT_TO, _data, False) for name in ("psnr", "ssim")),
+    *(Metric(name, _NEXT_TO, _pairs_up, False) for name in ("psnr", "ssim")),
     Metric("lpips", _NEXT_TO, _lpips, False),
     Metric("memorized", "the share of clips nearer to a training clip than held-out clips are", _train),
     Metric("diversity", "how far apart the clips of one prompt are", _seeds),
@@ -178,19 +205,44 @@ def chosen(measuring: Measuring, tools: Tools, wanted: Sequence[str] | None) -> 
 
     Raises:
         ConfigError: if a name is unknown, or cannot be measured; the message says what is missing.
+        DataError: if a metric that was asked for finds not all that it takes in the clips. Unasked, a note says so.
     """
     known = {metric.name: metric for metric in METRICS}
     if wanted is None:
-        return [metric.name for metric in METRICS if metric.default and not metric.missing(measuring, tools)]
+        return _measurable(measuring, tools)
+    check_names(wanted)
     for name in wanted:
-        if name not in known:
-            raise ConfigError(
-                f"{name}: no such metric.{did_you_mean(name, list(known))} There are: {', '.join(known)}."
-            )
-        why = known[name].missing(measuring, tools)
+        try:
+            why = known[name].missing(measuring, tools)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
         if why:
             raise ConfigError(f"{name}: {why}")
     return [name for name in known if name in wanted]
+
+
+def check_names(names: Sequence[str], option: str = "--metrics") -> None:
+    """Raise a ConfigError if a metric is unknown."""
+    known = [metric.name for metric in METRICS]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"{option} {name}: no such metric.{hint} There are: {', '.join(known)}.")
+
+
+def _measurable(measuring: Measuring, tools: Tools) -> list[str]:
+    """Return the metrics that are measured unasked and can be; a note tells of those that clips stand in the way of."""
+    found: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for metric in METRICS:
+        try:
+            if metric.default and not metric.missing(measuring, tools):
+                found.append(metric.name)
+        except DataError as error:
+            left_out.setdefault(str(error), []).append(metric.name)
+    for why, names in left_out.items():
+        measuring.note(f"left out: {', '.join(names)}: {why}")
+    return found
 
 
 def shared(names: Sequence[str]) -> list[str]:
@@ -217,10 +269,10 @@ def evaluate(measuring: Measuring, tools: Tools, names: Sequence[str]) -> tuple[
     if "diversity" in asked:
         values += diversity_values(measuring, _seeing(tools))
     order = {name: place for place, name in enumerate(metric.name for metric in METRICS)}
-    return sorted(values, key=lambda value: order.get(value.metric, order.get(_root(value.metric), 0))), neighbors
+    return sorted(values, key=lambda value: order.get(value.metric, order.get(asked_name(value.metric), 0))), neighbors
 
 
-def _root(metric: str) -> str:
+def asked_name(metric: str) -> str:
     """Return the name that a value such as ``fd-evaluator-limit`` or ``following-color`` was asked for by."""
     return "following" if metric.startswith("following") else metric.removesuffix("-limit")
 
@@ -269,16 +321,4 @@ def _pairs(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
 
 
 def _scores(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
-    if "inception-score" not in asked:
-        return []
-    extractor = tools.extractors["i3d"]
-    assert isinstance(extractor, PretrainedExtractor)
-    rows = measuring.features(measuring.generated, extractor)
-    splits = min(10, rows.clips)
-    if splits < 2:
-        raise DataError("an inception score takes two clips or more")
-    found = inception_score(torch.from_numpy(rows.values), splits, measuring.seed)
-    how = (f"i3d@{short_hash(extractor.version)}", str(extractor.preprocess), f"splits={splits}")
-    reach = 1.96 * found.std / splits**0.5
-    ends = (found.mean - reach, found.mean + reach)
-    return [Value("inception-score", measuring.protocol(*how, real=False), found.mean, "higher", ends)]
+    return inception_values(measuring, tools.extractors["i3d"]) if "inception-score" in asked else []

@@ -296,7 +296,8 @@ def _folder(config: TransformersConfig) -> Path:
         return Path(config.source)
     if not sources.is_hub_id(config.source):
         raise ConfigError(f"{config.kind}.source: {config.source!r} is neither a folder nor a hub id, OWNER/NAME")
-    return sources.hub_folder(config.source, config.revision, config.allow_download, "allow_download: true")
+    by_hand = f"hf download {config.source} --revision {config.revision}"
+    return sources.hub_folder(config.source, config.revision, config.allow_download, by_hand)
 
 
 def _check_read(folder: Path, given: Preprocess, **wanted: int) -> None:

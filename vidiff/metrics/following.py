@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from vidiff.data.sprite_sheets import sheets_at
 from vidiff.data.sprites import Character, character_of, stated_in
 from vidiff.data.toyworld.attributes import Scene, Thing
-from vidiff.errors import DataError
+from vidiff.errors import DataError, ResourceError
 from vidiff.files import append_line
 from vidiff.metrics.clip_metrics import partners_of
 from vidiff.metrics.clip_set import SetClip
@@ -83,15 +85,11 @@ def following_values(measuring: Measuring) -> list[Value]:
     missing = missing_for_following(measuring)
     if missing:
         raise DataError(f"following: {missing}")
-    real = measuring.against()
-    partners = partners_of(measuring.generated, real)
-    questions = [
-        _question(clip, partner, real.label) for clip, partner in zip(measuring.generated.clips, partners, strict=True)
-    ]
+    questions = questions_of(measuring)
     answers = list(_answers(measuring, questions))
     protocol = measuring.protocol(_oracles(questions), *_drawn_from(questions))
     shares = np.array([np.mean(list(answer.values())) for answer in answers])
-    found = [measuring.mean_value("following", protocol, shares, "higher")]
+    found = [measuring.mean_value("following", protocol, shares, "higher", share=True)]
     kinds: dict[str, list[tuple[int, bool]]] = {}
     for index, answer in enumerate(answers):
         for name, right in answer.items():
@@ -99,6 +97,15 @@ def following_values(measuring: Measuring) -> list[Value]:
     for kind, rows in sorted(kinds.items()):
         found.append(_kind_value(measuring, kind, rows, protocol))
     return found
+
+
+def questions_of(measuring: Measuring) -> list[Question]:
+    """Return what each clip should show; raises DataError if nothing tells it of one."""
+    real = measuring.against()
+    partners = partners_of(measuring.generated, real)
+    return [
+        _question(clip, partner, real.label) for clip, partner in zip(measuring.generated.clips, partners, strict=True)
+    ]
 
 
 def scene_of(row: dict[str, Any]) -> Scene:
@@ -116,7 +123,7 @@ def _kind_value(measuring: Measuring, kind: str, rows: list[tuple[int, bool]], p
 
     values = np.array([right for _, right in rows], float)
     owners = np.array([index for index, _ in rows])
-    ends = mean_interval(values, owners, measuring.seed) if len(set(owners.tolist())) > 1 else None
+    ends = mean_interval(values, owners, measuring.seed, share=True) if len(set(owners.tolist())) > 1 else None
     return Value(f"following-{kind}", f"{protocol},stated={len(rows)}", float(values.mean()), "higher", ends)
 
 
@@ -189,8 +196,17 @@ def _asked(questions: dict[str, Question], workers: int) -> Iterator[tuple[str, 
     if workers == 1 or len(questions) < 4:
         yield from map(_answer, questions.items())
         return
-    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        yield from pool.imap_unordered(_answer, questions.items())
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        try:
+            for answer in as_completed([pool.submit(_answer, item) for item in questions.items()]):
+                yield answer.result()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "following: a process that judges clips died, most likely for want of memory; free some and run again, "
+                "which goes on from the answers so far, or leave following out of --metrics"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # what was not begun, if one clip cannot be judged
 
 
 def _answer(item: tuple[str, Question]) -> tuple[str, dict[str, bool]]:

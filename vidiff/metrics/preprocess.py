@@ -52,7 +52,10 @@ class Preprocess:
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
         if self.filter == "archive" and self.crop != "squash":
-            raise ConfigError("filter archive needs crop squash: no published archive crops")
+            raise ConfigError(
+                "filter archive needs crop squash, for no published archive crops; give another --filter, such as "
+                "pil-bicubic"
+            )
 
     def __str__(self) -> str:
         frames = "all frames" if self.frames is None else f"{self.frames}f"

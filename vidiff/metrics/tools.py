@@ -125,27 +125,27 @@ def _bundles_evaluator() -> bool:
 
 
 def _raft(given: str, device: torch.device | str) -> RAFTFlow:
-    path, _, digest = given.rpartition("@") if "@" in given else (given, "", "")
+    path, digest = _located(given)
     wanted = "torchvision's raft_large, scripted and saved,"
     return RAFTFlow(open_archive("raft", path, digest, wanted, frozenset(), device), digest.lower())
 
 
 def _config(kind: str, given: str, reading: Reading) -> ExtractorConfig:
-    path, _, digest = given.rpartition("@") if "@" in given else (given, "", "")
+    path, digest = _located(given)
     match kind:
         case "i3d":
             return I3DConfig(weights=path, sha256=digest, preprocess=reading.of(PROTOCOLS[reading.protocol]))
         case "inception":
-            return InceptionConfig(weights=path, sha256=digest, preprocess=_frames(InceptionConfig.preprocess, reading))
+            return InceptionConfig(weights=path, sha256=digest, preprocess=reading.of(InceptionConfig.preprocess))
     transformers = KINDS[kind]
     assert issubclass(transformers, TransformersConfig)
-    own = transformers.preprocess
-    changed = reading.of(own) if own.frames is not None else _frames(own, reading)
     # A hub id keeps its commit: OWNER/NAME@COMMIT.
-    return transformers(source=path, revision=digest or None, preprocess=changed)
+    return transformers(source=path, revision=digest or None, preprocess=reading.of(transformers.preprocess))
 
 
-def _frames(own: Preprocess, reading: Reading) -> Preprocess:
-    """Return the preprocessing of a network of single frames: how many and how far apart, and its own size."""
-    changes = {name: getattr(reading, name) for name in ("frames", "stride") if getattr(reading, name) is not None}
-    return replace(own, **changes)
+def _located(given: str) -> tuple[str, str]:
+    """Return a path, URL or hub id, and the hash or commit behind its last @."""
+    if "@" not in given or Path(given).exists():  # a name may hold one, too
+        return given, ""
+    path, _, digest = given.rpartition("@")
+    return path, digest

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vidiff import checkpoint
 from vidiff.data.order import batch_indices, grouped_batch_indices
 from vidiff.errors import CheckpointError, ConfigError, NumericalError, UserError
+from vidiff.processes import PATIENCE
 from vidiff.train.ema import EMA
 from vidiff.train.interrupt import StopRequest, deferred_signals
 from vidiff.train.optim import OptimizerConfig, Optimizers, lr_factor
@@ -253,7 +254,7 @@ def device() -> torch.device:
     """Return where `train` puts what it trains, in this process."""
     from accelerate import PartialState
 
-    found: torch.device = PartialState().device
+    found: torch.device = PartialState(timeout=PATIENCE).device
     return found
 
 
@@ -261,19 +262,20 @@ def is_main_process() -> bool:
     """Return whether this is the process that writes what `train` leaves."""
     from accelerate import PartialState
 
-    found: bool = PartialState().is_main_process
+    found: bool = PartialState(timeout=PATIENCE).is_main_process
     return found
 
 
 def _accelerator(config: TrainerConfig) -> "Accelerator":
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     # The state is one a process and keeps the first precision it was given; stages may differ in theirs.
     AcceleratorState._reset_state()
     # Single frames leave layers along time without a gradient.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel])
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)  # one process measures held-out clips, and the others wait
+    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel, patient])
 
 
 def _seed(*parts: int) -> int:
