@@ -11,6 +11,7 @@ STRENGTHS = 5
 _BLUR = (0.0, 0.4, 0.7, 1.0, 1.5, 2.2)  # deviation, pixels
 _NOISE = (0, 4, 8, 16, 28, 48)  # deviation, of 255
 _DROP = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)  # chance of each frame
+_REACH = (1, 2, 4, 6, 9, 16)  # frames that change places among themselves
 _COLOR = (0, 6, 12, 24, 40, 60)  # of 255
 
 
@@ -26,11 +27,11 @@ def noise(clip: Tensor, strength: int, rng: np.random.Generator) -> Tensor:
 
 
 def shuffle(clip: Tensor, strength: int, rng: np.random.Generator) -> Tensor:
-    """Let a share of the frames change places; all frames are still there."""
-    count = round(len(clip) * strength / STRENGTHS)
-    moved = rng.permutation(len(clip))[:count]
+    """Let frames change places with others nearby, from strength to strength farther away; all are still there."""
     order = np.arange(len(clip))
-    order[moved] = np.roll(moved, 1)
+    for start in range(0, len(clip), _REACH[strength]):
+        part = order[start : start + _REACH[strength]]
+        part[:] = rng.permutation(part)
     return clip[order]
 
 

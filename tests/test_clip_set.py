@@ -37,6 +37,14 @@ def test_a_recipe_of_an_enlarged_clip_is_not_believed(tmp_path):
     assert open_clip_set(tmp_path).clips[0].info.height == 32
 
 
+def test_attributes_in_a_list_of_all_clips_are_read(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clip_bytes(tmp_path, count=5))
+    row = {"file_name": "a.mp4", "caption": "a fox", "attributes": {"color": "red"}}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (clip,) = open_clip_set(tmp_path).clips
+    assert clip.prompt == "a fox" and clip.row["attributes"] == {"color": "red"}
+
+
 def test_shards_and_folders_of_the_same_clip_have_one_digest(tmp_path):
     data = clip_bytes(tmp_path, count=5)
     row = {"caption": " a  fox ", "num_frames": 5, "height": 32, "width": 32, "fps": 12, "attributes": {"color": "red"}}

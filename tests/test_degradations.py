@@ -1,20 +1,13 @@
 """The damage that metrics are validated by: none at strength 0, more with every strength."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from tests.clips import frames
+from tests.loaded import script
 
-PATH = Path(__file__).parents[1] / "scripts" / "degradations.py"
-if not PATH.is_file():
-    pytest.skip("scripts are not part of an installed copy", allow_module_level=True)
-SPEC = importlib.util.spec_from_file_location("degradations", PATH)
-degradations = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(degradations)
+degradations = script("degradations")
 
 
 def spoiled(way, strength):

@@ -1,7 +1,6 @@
 """The sprites' meter: its clips are the real ones, and it says what the reference says."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.clips import SHARED, write_shard
+from tests.loaded import loaded
 from vidiff.cli.main import main
 from vidiff.data.sprite_sheets import Sheets, sheet_names
 from vidiff.data.sprites import character_of, stated_in
@@ -301,9 +301,7 @@ def reference():
     if not REFERENCE.is_file():
         pytest.skip(f"{REFERENCE}: the reference is not there")
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("sprite_oracle_reference", REFERENCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # it finds its neighbor by sys.path
+    module = loaded(REFERENCE)  # it finds its neighbor by sys.path
     sys.path[:] = before
     return module
 

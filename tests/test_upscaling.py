@@ -1,6 +1,5 @@
 """What stages reach and how they are called, with stages that make nothing but the plain guess."""
 
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.loaded import script
 from tests.test_generation import MODEL, Words, networks, settings_of
 from vidiff.errors import ConfigError
 from vidiff.generation import Job, final_size, generate, resolve_size
@@ -220,9 +220,7 @@ def test_what_is_out_of_reach_or_too_large_is_told_before_anything_is_made(stage
 
 @pytest.mark.parametrize(("most", "code"), [("3.9", 1), ("4", 0)])
 def test_the_memory_benchmark_fails_if_memory_grows_by_more_than_is_allowed(monkeypatch, capsys, most, code):
-    spec = importlib.util.spec_from_file_location("bench_upscale", ROOT / "scripts" / "bench_upscale.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = script("bench_upscale")
     peaks = [100 + 4 * 3 * size.height * size.width * 16 * (2 * size.frames - 1) / 2**20 for size in bench.SIZES]
     monkeypatch.setattr(bench, "once", lambda model, size, folder: (1.0, peaks[bench.SIZES.index(size)]))
     monkeypatch.setattr("sys.argv", ["bench_upscale", "--most", most])

@@ -1,17 +1,12 @@
 """What the study of metrics says of values that are known."""
 
-import importlib.util
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "scripts" / "validation_page.py"
-if not PATH.is_file():
-    pytest.skip("scripts are not part of an installed copy", allow_module_level=True)
-SPEC = importlib.util.spec_from_file_location("validation_page", PATH)
-shown = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(shown)
+from tests.loaded import script
+
+shown = script("validation_page")
 
 
 def found(values, seen):

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vidiff.data.shards import CAPTION_SUFFIXES, VIDEO_SUFFIXES
 from vidiff.errors import DataError
@@ -23,11 +24,17 @@ def read_folder(folder: Path) -> list[tuple[Path, list[str] | DataError]]:
     Raises:
         DataError: if the list itself cannot be read or names files outside the folder.
     """
-    for name in LISTS:
-        if (folder / name).is_file():
-            return list(_listed(folder, folder / name))
+    listed = _list_of(folder)
+    if listed is not None:
+        return [(clip, _told(row, place)) for place, clip, row in _listed(folder, listed)]
     clips = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
     return [(path, _beside(path)) for path in clips if path.is_file()]
+
+
+def listed_rows(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return all that the list of a folder says of each clip; nothing if it has none. Raises as `read_folder`."""
+    listed = _list_of(folder)
+    return {} if listed is None else {clip: row for _, clip, row in _listed(folder, listed)}
 
 
 def caption_text(data: bytes, place: str) -> str:
@@ -99,7 +106,19 @@ def _json(data: bytes, path: Path) -> object:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
-def _listed(folder: Path, path: Path) -> Iterator[tuple[Path, list[str] | DataError]]:
+def _list_of(folder: Path) -> Path | None:
+    return next((folder / name for name in LISTS if (folder / name).is_file()), None)
+
+
+def _told(row: dict[str, Any], place: str) -> list[str] | DataError:
+    try:
+        return captions_of(row, place)
+    except DataError as error:
+        return error
+
+
+def _listed(folder: Path, path: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yield the place of each row, the clip that it is about, and the row."""
     if path.stat().st_size > _MAX_LIST:
         raise DataError(f"{path}: larger than {_MAX_LIST >> 20} MiB")
     try:
@@ -109,16 +128,12 @@ def _listed(folder: Path, path: Path) -> Iterator[tuple[Path, list[str] | DataEr
     rows = _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
     for number, row in rows:
         place = f"{path}:{number}"
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(row, dict) or not isinstance(name := row.get("file_name"), str) or not name:
             raise DataError(f"{place}: needs file_name and caption")
         clip = folder / name
         if not clip.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{place}: {name} lies outside {folder}")
-        try:
-            yield clip, captions_of(row, place)
-        except DataError as error:
-            yield clip, error
+        yield place, clip, row
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, object]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidiff.data.dataset import told_info
-from vidiff.data.folder import LISTS, read_folder
+from vidiff.data.folder import listed_rows, read_folder
 from vidiff.data.metadata import read_metadata
 from vidiff.data.shards import VIDEO_SUFFIXES, Member, index_shards, shards_at
 from vidiff.data.video_io import ClipInfo, check_index, inspect, read_clip
@@ -166,10 +166,10 @@ def _found(path: Path) -> Iterator[Entry]:
                 text = members["txt"].read().decode(errors="replace") if "txt" in members else ""
                 yield key, members[suffix], _caption(row) or text.strip(), row, told_info(row)
     else:
-        listed = any((path / name).is_file() for name in LISTS)
+        listed = listed_rows(path)
         for clip, captions in read_folder(path):
             beside = clip.with_suffix(".json")
-            row = {} if listed or not beside.is_file() else _parsed(beside.read_bytes())
+            row = listed.get(clip, {}) if listed or not beside.is_file() else _parsed(beside.read_bytes())
             caption = "" if isinstance(captions, DataError) else captions[0]
             yield clip.relative_to(path).with_suffix("").as_posix(), clip, caption, row, told_info(row)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from vidiff.data.sprite_sheets import sheets_at
-from vidiff.data.sprites import Character, character_of, stated_in
-from vidiff.data.toyworld.attributes import Scene, Thing
+from vidiff.data.sprites import Character, character_of, stated_in, values_of
+from vidiff.data.toyworld.attributes import SCENE_VALUES, THING_VALUES, Scene, Thing
 from vidiff.errors import DataError, ResourceError
 from vidiff.files import append_line
 from vidiff.metrics.clip_metrics import partners_of
@@ -53,6 +53,14 @@ class Question:
         text = json.dumps([self.oracle, self.clip.digest, asked, self.stated, *drawn], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """Return how often a guess would be right about each stated attribute: once in as many values as it has."""
+        if isinstance(self.asked, Scene):
+            values = THING_VALUES | SCENE_VALUES
+            return {name: 1 / len(values[name.split(".")[0]]) for name in self.stated}
+        return {name: 1 / len(values_of(self.asked, name)) for name in self.stated}
+
     def answer(self) -> dict[str, bool]:
         """Return which stated attributes the clip shows; raises DataError if it cannot be read or judged."""
         frames, fps = self.clip.frames().numpy(), self.clip.info.fps
@@ -79,6 +87,8 @@ def missing_for_following(measuring: Measuring) -> str:
 def following_values(measuring: Measuring) -> list[Value]:
     """Return the share of what the captions state that clips show: over all, and of each kind of attribute.
 
+    The floor is chance.
+
     Raises:
         DataError: if the data does not say what clips should show, or a clip has no partner in it.
     """
@@ -89,11 +99,12 @@ def following_values(measuring: Measuring) -> list[Value]:
     answers = list(_answers(measuring, questions))
     protocol = measuring.protocol(_oracles(questions), *_drawn_from(questions))
     shares = np.array([np.mean(list(answer.values())) for answer in answers])
-    found = [measuring.mean_value("following", protocol, shares, "higher", share=True)]
-    kinds: dict[str, list[tuple[int, bool]]] = {}
-    for index, answer in enumerate(answers):
+    guessed = float(np.mean([np.mean(list(question.chance.values())) for question in questions]))
+    found = [measuring.mean_value("following", protocol, shares, "higher", guessed, share=True)]
+    kinds: dict[str, list[tuple[int, bool, float]]] = {}
+    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         for name, right in answer.items():
-            kinds.setdefault(name.split(".")[0], []).append((index, right))
+            kinds.setdefault(name.split(".")[0], []).append((index, right, question.chance[name]))
     for kind, rows in sorted(kinds.items()):
         found.append(_kind_value(measuring, kind, rows, protocol))
     return found
@@ -118,13 +129,13 @@ def scene_of(row: dict[str, Any]) -> Scene:
         raise DataError(f"attributes do not describe a toy-world scene: {error}") from error
 
 
-def _kind_value(measuring: Measuring, kind: str, rows: list[tuple[int, bool]], protocol: str) -> Value:
+def _kind_value(measuring: Measuring, kind: str, rows: list[tuple[int, bool, float]], protocol: str) -> Value:
     from vidiff.metrics.intervals import mean_interval
 
-    values = np.array([right for _, right in rows], float)
-    owners = np.array([index for index, _ in rows])
+    owners, values, chances = (np.array(column) for column in zip(*rows, strict=True))
     ends = mean_interval(values, owners, measuring.seed, share=True) if len(set(owners.tolist())) > 1 else None
-    return Value(f"following-{kind}", f"{protocol},stated={len(rows)}", float(values.mean()), "higher", ends)
+    told, mean = f"{protocol},stated={len(rows)}", float(values.mean())
+    return Value(f"following-{kind}", told, mean, "higher", ends, float(chances.mean()))
 
 
 def _is_toy(row: dict[str, Any]) -> bool:
