@@ -263,6 +263,17 @@ def test_whole_clips_have_captions_of_their_own(denoiser):
     assert losses["total"].ndim == 0 and torch.isfinite(losses["total"])
 
 
+def test_steps_on_single_frames_may_see_more_clips(denoiser):
+    tested, latents = denoiser(single_frames=0.5, clip_share=0.4)
+    batches = [tested.batch([0, 1, 2, 3, 4], seed) for seed in range(20)]
+    shapes = {tuple(batch.latents.shape) for batch in batches}
+    assert shapes == {(5, 6, 1, 4, 4), (2, 6, 3, 4, 4)}
+    whole = next(batch for batch in batches if batch.first_frame is None)
+    assert torch.equal(whole.latents, latents[[0, 1]].float()) and len(whole.captions) == len(whole.keys) == 2
+    with pytest.raises(ConfigError, match="clip_share"):
+        denoiser(clip_share=0.0)
+
+
 @pytest.mark.parametrize(("share", "reaches"), [(0.0, False), (1.0, True)])
 def test_text_is_dropped_as_often_as_asked(denoiser, share, reaches):
     tested, _ = denoiser(drop_text=share)

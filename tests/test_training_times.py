@@ -20,6 +20,15 @@ def test_strata_do_not_belong_to_places_in_the_batch():
     assert (shares - 0.25).abs().max() < 0.1  # over four standard errors
 
 
+def test_strata_may_leave_out_what_sampling_never_meets():
+    found = StratifiedTimes(t_min=0.2).draw(4, torch.Generator().manual_seed(0)).sort().values
+    ends = torch.linspace(0.2, 1, 5)
+    assert ((found >= ends[:-1]) & (found < ends[1:])).all()
+    for t_min in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="t_min is a time"):
+            StratifiedTimes(t_min=t_min)
+
+
 def test_a_spread_that_is_not_positive_is_refused():
     with pytest.raises(ConfigError, match="std must be positive"):
         LogitNormalTimes(std=0)
