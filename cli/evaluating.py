@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,7 @@ def run(
         raise ConfigError("nothing to measure: give --model, --generated or --ab")
     device = chosen_device(asked.device)
     told = _weights(weights)
-    _check(asked, options, sides)
+    options = replace(options, needed=_check(asked, options, sides))
     prompts = _prompts(asked.prompts, options.count) if asked.prompts else None
     references, tools = References(None, None), None
     found = []
@@ -87,7 +87,7 @@ def run(
             clips = opened(side, options, hearing)
             found.append(measured(str(side), clips, references, tools, options, hearing))
     found = relabeled(found)
-    if asked.ab is None:
+    if asked.ab is None or not options.share.is_main:  # which alone has measured all
         return found, []
     rows = comparing.compared(*found, seed=options.seed)
     uneven = comparing.uneven_counts(*found)
@@ -130,8 +130,11 @@ def _side(name: str, trained: Mapping[str, TrainedModel], *, only_models: bool) 
     return TrainedModel(name, find_model(name))
 
 
-def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> None:
+def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> str | None:
     """Refuse, before any work is done, what would fail when it is done.
+
+    Returns:
+        The metric of ``--by``, if nothing that is there has it.
 
     Raises:
         ConfigError: if a metric is unknown or not measured, or a file to be written is a folder.
@@ -145,7 +148,7 @@ def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> None:
             raise ConfigError(f"{path}: is a folder; name a file in it")
         check_writable(path)
     if all(isinstance(side, Results) for side in sides):
-        return
+        return None
     check_writable(options.out / "clips")
     for side in sides:
         if isinstance(side, Path):
@@ -153,11 +156,12 @@ def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> None:
     check_names(options.metrics or ())
     shown = {name for side in sides if isinstance(side, Results) for v in side.values for name in (v.metric, v.name)}
     if asked.by is None or asked.by in shown:
-        return
+        return None
     metric = asked_name(asked.by.partition("[")[0])
     check_names([metric], "--by")
     if options.metrics is not None and metric not in options.metrics:
         raise ConfigError(f"--by {asked.by}: not among --metrics {','.join(options.metrics)}; add it there")
+    return metric
 
 
 def _of_model(

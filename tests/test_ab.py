@@ -96,13 +96,36 @@ def test_what_should_be_near_to_real_clips_is_compared_by_how_near_it_is(paired)
     assert unknown.better == "" and unknown.p_value == 1 and unknown.to_dict()["low"] is None
 
 
-def test_equal_distances_to_real_clips_are_rarely_told_apart():
+@pytest.mark.parametrize("far", [(1.0, 1.0), (1.0, -1.0)])
+def test_equal_distances_to_real_clips_are_rarely_told_apart(far):
     rng = np.random.default_rng(5)
 
-    def side(label):
-        return result(label, rng.normal(1, 1, 40), better="reference", floor=1.0)
+    def side(label, shift):
+        return result(label, rng.normal(shift, 1, 10), better="reference", floor=0.0)
 
-    assert sum(bool(compared(side("a"), side("b"), k)[0].better) for k in range(60)) <= 8
+    found = [compared(side("a", far[0]), side("b", far[1]), k)[0].p_value for k in range(150)]
+    assert np.mean(np.array(found) <= 0.05) <= 0.09 and np.mean(np.array(found) <= 0.01) <= 0.03
+
+
+def test_the_better_one_is_better_on_the_pairs():
+    rng = np.random.default_rng(6)
+    hard = np.concatenate([np.full(20, 0.6), np.zeros(80)]) + rng.normal(0, 0.01, 100)
+    (row,) = compared(result("a", hard + 0.2), result("b", hard[:20]))  # b was asked for the easy ones only
+    assert row.better == "a" and row.difference > 0 and row.a > row.b and row.how.startswith("20 pairs")
+
+
+def test_what_lacks_a_floor_is_not_compared_and_costs_the_others_nothing():
+    scores = np.linspace(0, 0.1, 8)
+
+    def side(label, lead):
+        real = result(label, scores + lead)
+        blind = [result(label, scores + lead, better="reference", metric=f"m{k}").values[0] for k in range(6)]
+        return replace(real, values=(*real.values, *blind))
+
+    rows = compared(side("a", 0.1), side("b", 0.0))
+    assert rows[0].better == "a" and rows[0].p_value == 2 / 2**8
+    assert not any(row.known for row in rows[1:]) and "want of a floor" in rows[1].text()
+    assert sentences(rows, "ab")[-1].startswith("m0, m1, m2, m3, m4, m5: not compared")
 
 
 def test_clips_of_other_prompts_pair_by_name():

@@ -295,7 +295,15 @@ def test_clips_of_a_tool_that_records_no_seeds_meet_those_of_the_same_prompt_in_
     ours = Results("ours", (), tuple(Clip(f"x{seed}", f"{seed}.mp4", "a red ball", seed) for seed in (7, 8)))
     theirs = Results("theirs", (), tuple(Clip(name, f"{name}.mp4", "a red ball") for name in ("p", "q", "r")))
     found = {pair.key: tuple(clip.path.stem for clip in pair.clips) for pair in pairs_of([ours, theirs])}
-    assert found == {"a red ball #0 in order": ("7", "p"), "a red ball #1 in order": ("8", "q")}
+    assert found == {"a red ball": ("7", "p"), "a red ball, 1": ("8", "q")}
+
+
+def test_clips_of_one_seed_twice_are_two_pairs_and_of_other_prompts_none():
+    a, b = (Results(s, (), tuple(Clip(f"{s}{k}", f"{s}{k}.mp4", "fox", 0) for k in range(2))) for s in "ab")
+    found = [(pair.key, *(clip.path.stem for clip in pair.clips)) for pair in pairs_of([a, b])]
+    assert found == [("fox #0", "a0", "b0"), ("fox #0, 1", "a1", "b1")]
+    red, blue = (Results(s, (), (Clip("00000", f"{s}.mp4", s),)) for s in ("red", "blue"))
+    assert pairs_of([red, blue]) == []
 
 
 def test_clips_in_shards_are_refused_by_name(tmp_path):

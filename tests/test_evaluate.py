@@ -125,6 +125,8 @@ def test_files_of_results_are_compared_without_clips(sets, tmp_path, monkeypatch
     assert vidiff(monkeypatch, "evaluate", "--ab", tmp_path / "good.json", tmp_path / "noisy.json", "--json", told) == 0
     assert "fd-random-frames: " in capsys.readouterr().out
     rows = {row["metric"]: row for row in json.loads(told.read_text())["comparison"]}
+    with pytest.raises(DataError, match=r"comparison of two; their results are in ab-1.json and ab-2.json"):
+        read_results(told)
     assert rows["fd-random-frames"]["better"] == str(sets / "good") and rows["fd-random-frames"]["p_value"] < 0.05
 
 
@@ -221,7 +223,7 @@ def test_damaged_clips_are_left_out_by_agreement_only(sets, tmp_path, monkeypatc
 def test_too_few_and_too_short_clips_are_named(sets, tmp_path, monkeypatch, capsys):
     write_set(tmp_path / "few", 2, 300)
     write_set(tmp_path / "short", 5, 300, length=9)
-    for name, word in (("few", "must have 4 rows or more, got 2"), ("short", "short, 000: the clip has 9 frames")):
+    for name, word in (("few", "few: 2 clips; random-clips needs 4 or more"), ("short", "short, 000: the clip has 9 frames")):
         options = ("--data", sets / "data", "--metrics", "fd-random-clips", "--out", tmp_path / "out")
         assert vidiff(monkeypatch, "evaluate", "--generated", tmp_path / name, *options) == 2
         assert word in capsys.readouterr().err

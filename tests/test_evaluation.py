@@ -1,13 +1,20 @@
 """What an evaluation does about clips that cannot be read, are of several rates or too few; and what it tells early."""
 
+import json
+import math
+
 import pytest
 
 import vidiff.evaluation as vidiff_evaluation
 from tests.clips import clip_bytes, frames, write_shard
 from tests.test_evaluate import vidiff, write_set
+from vidiff.cli.evaluating import Asked, run
 from vidiff.data.video_write import write_video
+from vidiff.evaluation import Hearing, Options
 from vidiff.metrics.clip_set import open_clip_set
-from vidiff.metrics.results import read_results
+from vidiff.metrics.results import Results, Value, read_results
+from vidiff.metrics.tools import Reading
+from vidiff.processes import Share
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +128,42 @@ def test_what_a_metric_is_called_with_its_protocol_or_kind_may_order_results(set
     assert (
         vidiff(monkeypatch, "evaluate", "--generated", sets / "good", *options, tmp_path / "r.json", "--by", name) == 0
     )
+
+
+def test_short_clips_are_measured_by_what_reads_them(sets, tmp_path, monkeypatch, capsys):
+    short = write_set(tmp_path / "short", 5, length=9)
+    options = ("evaluate", "--generated", short, "--data", sets / "data", "--mixed", "--out", tmp_path / "out")
+    assert vidiff(monkeypatch, *options, "--json", tmp_path / "r.json") == 0
+    said = capsys.readouterr().err
+    assert "left out: " in said and "the clip has 9 frames" in said
+    measured = {value.metric for value in read_results(tmp_path / "r.json").values}
+    assert "motion" in measured and not any(name.startswith("fd-") for name in measured)
+
+
+def test_a_distance_of_very_few_clips_is_refused_before_any_work(sets, tmp_path, monkeypatch, capsys):
+    few = write_set(tmp_path / "few", 3)
+    options = ("evaluate", "--generated", few, "--data", sets / "data", "--out", tmp_path / "out")
+    assert vidiff(monkeypatch, *options, "--metrics", "fd-random-clips") == 2
+    assert f"fd-random-clips: {few}: 3 clips; random-clips needs 4 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "features").exists()
+
+
+def test_what_models_are_ranked_by_has_to_be_measured(sets, tmp_path, monkeypatch, capsys):
+    options = ("evaluate", "--generated", sets / "good", "--data", sets / "data", "--out", tmp_path / "out")
+    assert vidiff(monkeypatch, *options, "--by", "psnr") == 2
+    assert "--by psnr: is only measured when asked" in capsys.readouterr().err
+    assert vidiff(monkeypatch, *options, "--by", "following") == 2
+    assert "following: " in capsys.readouterr().err
+
+
+def test_only_the_process_that_measures_all_compares(sets, tmp_path):
+    options = Options(data=sets / "data", metrics=("psnr",), out=tmp_path, share=Share(1, 2, lambda: None))
+    asked = Asked(ab=(str(sets / "data"), str(sets / "data")))
+    found, rows = run(asked, options, (), Reading(), Hearing(lambda line: None))
+    assert len(found) == 2 and rows == []
+
+
+def test_a_value_that_is_not_defined_is_plain_json(tmp_path):
+    found = Results("a", (Value("diversity", "p", math.nan, "higher"),))
+    (tmp_path / "r.json").write_text(json.dumps(found.to_dict(), allow_nan=False))
+    assert math.isnan(read_results(tmp_path / "r.json").values[0].value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidiff.errors import DataError
-from vidiff.metrics.intervals import halving_interval, mean_interval
+from vidiff.metrics.intervals import halving_interval, mean_interval, standard_error_of_mean
 from vidiff.metrics.kernel import squared_mmd
 
 
@@ -35,6 +35,19 @@ def test_a_share_that_all_clips_agree_on_is_not_certain():
     assert mean_interval(np.zeros(8), np.arange(8), share=True) == pytest.approx((0, 0.324), abs=1e-3)
     twice = mean_interval(np.ones(16), np.arange(16) // 2, share=True)  # two clips of a prompt say no more than one
     assert twice == mean_interval(np.ones(8), np.arange(8), share=True)
+
+
+def test_the_standard_error_of_a_mean_is_that_of_its_prompts():
+    rng = np.random.default_rng(0)
+    means, errors = [], []
+    for _ in range(300):
+        scores = np.repeat(rng.normal(size=8), 8) + 0.1 * rng.normal(size=64)  # 8 clips of each of 8 prompts
+        means.append(scores.mean())
+        errors.append(standard_error_of_mean(scores, np.repeat(np.arange(8), 8)))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
+    alone = rng.normal(size=64)
+    assert standard_error_of_mean(alone, np.arange(64)) == pytest.approx(alone.std(ddof=1) / 8)
+    assert standard_error_of_mean(alone, np.zeros(64)) == np.inf
 
 
 @pytest.mark.parametrize(("values", "groups"), [([1.0, 2.0], [0, 0]), ([1.0, np.nan], [0, 1]), ([], [])])

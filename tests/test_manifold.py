@@ -89,6 +89,11 @@ def test_fresh_samples_are_flagged_no_more_often_than_asked():
     assert abs(np.mean(found) - share) < 4 * np.std(found) / np.sqrt(draws)
 
 
+def test_the_least_share_that_so_many_clips_can_show_is_shown():
+    for count in range(40, 100):  # 1 / 49 of 49 is not 1 in floating point
+        assert memorized(drawn(3, 2), drawn(9, 2, 1), drawn(count, 2, 2), 1 / (count + 1)).threshold > 0
+
+
 def test_what_cannot_be_flagged_is_refused():
     train = drawn(20)
     with pytest.raises(ConfigError, match=r"98 held-out .* take 99"):

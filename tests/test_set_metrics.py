@@ -13,9 +13,11 @@ from vidiff.data.video_io import ClipInfo
 from vidiff.errors import DataError
 from vidiff.metrics import set_metrics
 from vidiff.metrics.clip_set import ClipSet, SetClip
+from vidiff.metrics.comparison import share_interval
 from vidiff.metrics.evaluate import Tools, chosen
 from vidiff.metrics.measuring import Measuring, Rows
 from vidiff.metrics.pairwise import inception_score
+from vidiff.metrics.preprocess import Preprocess
 from vidiff.metrics.set_metrics import (
     MANIFOLD,
     frechet_values,
@@ -24,7 +26,7 @@ from vidiff.metrics.set_metrics import (
     manifold_values,
 )
 
-NETWORK = SimpleNamespace(name="i3d", version="0" * 64, preprocess="16f")
+NETWORK = SimpleNamespace(name="i3d", version="0" * 64, preprocess=Preprocess(frames=16))
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ def test_a_bad_model_is_off_the_floor_whatever_the_numbers_of_clips(n, m):
         assert value.interval[1] < value.floor - 1.96 * value.floor_error and value.value < 0.7 * value.floor
     collapsed = {v.metric: v for v in manifold_values(known(0.01 * drawn(n), drawn(m, seed=1)), NETWORK)}
     assert collapsed["precision"].value == 1 and collapsed["recall"].value < 0.05
+
+
+def test_the_interval_of_a_share_near_one_is_not_narrower_than_that_of_so_many_clips():
+    found = {v.metric: v for v in manifold_values(known(drawn(24), drawn(48, seed=1)), NETWORK)}
+    for name in ("precision", "recall", "coverage"):
+        low, high = share_interval(found[name].value, 24)
+        assert found[name].interval[0] <= low and high <= found[name].interval[1] <= 1
 
 
 def test_the_manifold_says_how_many_clips_it_needs_before_any_work():

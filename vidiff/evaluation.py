@@ -36,6 +36,7 @@ class Options:
     mixed: bool = False  # go on with clips of several sizes and rates
     command: str = ""
     share: Share = ALONE  # this process's part of the work
+    needed: str | None = None  # a metric without which the others are of no use
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,11 @@ def _fitting(
         progress=hearing.progress,
         share=options.share,
     )
-    return measuring, chosen(measuring, tools, options.metrics)
+    names = chosen(measuring, tools, options.metrics)
+    if options.needed is not None and options.needed not in names:
+        chosen(measuring, tools, [options.needed])  # says what it takes
+        raise ConfigError(f"--by {options.needed}: is only measured when asked: --metrics {options.needed},...")
+    return measuring, names
 
 
 def relabeled(results: Sequence[Results]) -> list[Results]:

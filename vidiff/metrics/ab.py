@@ -3,19 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from vidiff.errors import DataError
-from vidiff.metrics.comparison import compare, tails, z_score
+from vidiff.metrics.comparison import blocks, compare, tails, z_score
 from vidiff.metrics.pairing import paired
 from vidiff.metrics.results import Clip, Results, Value
-from vidiff.metrics.verdict import cost, numbers, standard_error
+from vidiff.metrics.verdict import numbers, standard_error
 
 LEVEL = 0.05  # of the whole comparison, whatever the number of metrics
 _RESAMPLES = 10_000
+UNKNOWN = "not compared, for want of a floor or an interval"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Row:
     how: str  # "64 pairs of 64 prompts", "two intervals"
     better: str = ""  # the label of the better model, where the difference is real
 
+    @property
+    def known(self) -> bool:
+        """Return whether there is a floor or an interval to compare by."""
+        return math.isfinite(self.low)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data; what is not known, such as the end of an interval, is None."""
         return {
@@ -43,6 +50,8 @@ class Row:
     def text(self) -> str:
         """Return the row as one line."""
         a, b, difference, low, high = numbers([], self.a, self.b, self.difference, self.low, self.high)
+        if not self.known:
+            return f"{self.metric}: {a} against {b}: {UNKNOWN}"
         verdict = f"{self.better} is better" if self.better else "no difference shows"
         p = f"p={self.p_value:.2g}" if self.p_value >= 0.001 else "p<0.001"
         return f"{self.metric}: {a} against {b}, difference {difference} ({low} to {high}), {p}, {self.how}: {verdict}"
@@ -65,11 +74,10 @@ def compared(a: Results, b: Results, seed: int = 0) -> list[Row]:
         uneven = uneven_counts(a, b)
         why = f" ({', '.join(uneven)} were measured on other numbers of clips, which decide their values)"
         raise DataError(f"{a.label} and {b.label} have no metric of one protocol in common{why if uneven else ''}")
-    order = sorted(range(len(rows)), key=lambda index: rows[index].p_value)
-    for rank, index in enumerate(order):
-        if not rows[index].p_value <= LEVEL / (len(rows) - rank):
-            return [replace(row, better="") if place in order[rank:] else row for place, row in enumerate(rows)]
-    return rows
+    order = sorted((row for row in rows if row.known), key=lambda row: row.p_value)
+    real = takewhile(lambda ranked: ranked[1].p_value <= LEVEL / (len(order) - ranked[0]), enumerate(order))
+    names = {row.name for _, row in real}
+    return [row if row.name in names else replace(row, better="") for row in rows]
 
 
 def uneven_counts(a: Results, b: Results) -> list[str]:
@@ -79,25 +87,30 @@ def uneven_counts(a: Results, b: Results) -> list[str]:
 
 
 def _row(a: Results, b: Results, mine: Value, other: Value, seed: int) -> Row:
-    left, right = cost(mine, mine.value), cost(other, other.value)
-    better = "" if left == right or math.isnan(left - right) else a.label if left < right else b.label
     clips = paired(_scored(a, mine), _scored(b, other))
     prompts = np.array([one.prompt or one.key for one, _ in clips])
     x = np.array([mine.per_clip[one.key] for one, _ in clips])
     y = np.array([other.per_clip[two.key] for _, two in clips])
     enough = len(set(prompts.tolist())) >= 2
+    # Of pairs, their own means: clips of prompts that only one model has would speak for the prompts.
+    shown = (float(x.mean()), float(y.mean())) if enough else (mine.value, other.value)
+    how = f"{len(clips)} pairs of {len(set(prompts.tolist()))} prompts" if enough else "two intervals"
     if mine.better == "reference":
-        drawn = _resampled(prompts, x, y, seed) if enough else _redrawn(mine, other, seed)
-        found = _by_distance(mine, other, drawn, seed)
-        how = f"{len(clips)} pairs of {len(set(prompts.tolist()))} prompts" if enough else "two intervals"
-        return Row(mine.name, mine.metric, mine.value, other.value, *found, f"{how}, distance to the floor", better)
-    if enough:
+        how += ", distance to the floor"
+        if mine.floor is None or other.floor is None:
+            found: Found = (math.nan, -math.inf, math.inf, 1.0)
+        elif enough:
+            found = _by_distance(mine, other, _resampled(prompts, x - mine.floor, y - other.floor, seed), seed)
+        else:
+            found = _by_distance(mine, other, _redrawn(mine, other, mine.floor, other.floor, seed), seed)
+    elif enough:
         pairs = compare(x, y, seed, prompts)
         found = pairs.difference, pairs.low, pairs.high, pairs.p_value
-        how = f"{pairs.clips} pairs of {pairs.prompts} prompts"
     else:
-        found, how = _by_intervals(mine, other), "two intervals"
-    return Row(mine.name, mine.metric, mine.value, other.value, *found, how, better)
+        found = _by_intervals(mine, other)
+    lead = -found[0] if mine.better == "higher" else found[0]
+    better = a.label if lead < 0 else b.label if lead > 0 else ""
+    return Row(mine.name, mine.metric, *shown, *found, how, better)
 
 
 Found = tuple[float, float, float, float]  # difference, the ends of its interval, p-value
@@ -114,48 +127,53 @@ def _by_intervals(mine: Value, other: Value) -> Found:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Two values as they might have come out."""
+    """How far above their floors two values are, and might have been."""
 
     observed: tuple[float, float]
     mine: np.ndarray  # (R,)
     other: np.ndarray  # (R,)
-    least_p: float  # that so many prompts can give
+    least_p: float  # the p-value is at least this
 
 
 def _by_distance(mine: Value, other: Value, drawn: _Drawn | None, seed: int) -> Found:
     """Return the difference of how far two values are from those of real clips.
 
     A distance has a fold at 0, where nothing is symmetric that signs could be flipped of: the p-value is twice the
-    share of resamples on the other side of 0 (Efron & Tibshirani, 1993, section 15.4).
+    share of resamples on the other side of 0 (Efron & Tibshirani, 1993, section 15.4), or if it is larger, as with few
+    prompts, that of flipping signs as if there was no fold.
     """
-    if mine.floor is None or other.floor is None or drawn is None:
+    if drawn is None:
         return math.nan, -math.inf, math.inf, 1.0
     shift = np.random.default_rng((seed, 1)).standard_normal(_RESAMPLES)  # one and the same of the same real clips
-    found = np.abs(drawn.mine - mine.floor - mine.floor_error * shift)
-    found -= np.abs(drawn.other - other.floor - other.floor_error * shift)
+    found = np.abs(drawn.mine - mine.floor_error * shift) - np.abs(drawn.other - other.floor_error * shift)
     beyond = (1 + min(int((found <= 0).sum()), int((found >= 0).sum()))) / (1 + _RESAMPLES)
     low, high = (float(end) for end in np.quantile(found, tails(0.95)))
-    difference = abs(drawn.observed[0] - mine.floor) - abs(drawn.observed[1] - other.floor)
+    difference = abs(drawn.observed[0]) - abs(drawn.observed[1])
     return difference, low, high, min(1.0, max(2 * beyond, drawn.least_p))
 
 
 def _resampled(prompts: np.ndarray, x: np.ndarray, y: np.ndarray, seed: int) -> _Drawn:
     """Return the means of ``x`` and ``y``, a score each of N pairs of clips, over prompts that are drawn again."""
     _, index = np.unique(prompts, return_inverse=True)
-    count = int(index.max()) + 1
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), _RESAMPLES)
-    sizes, stretch = weights @ np.bincount(index), math.sqrt(count / (count - 1))  # see `mean_interval`
-    mine, other = (z.mean() + (weights @ np.bincount(index, z) / sizes - z.mean()) * stretch for z in (x, y))
-    return _Drawn((float(x.mean()), float(y.mean())), mine, other, 2.0 ** (1 - count))
+    sums = np.stack([np.bincount(index, scores) for scores in (np.ones(len(x)), x, y)], axis=1)
+    count, rng, center = len(sums), np.random.default_rng(seed), np.array([x.mean(), y.mean()])
+    even = np.full(count, 1 / count)
+    drawn = np.concatenate([rng.multinomial(count, even, rows) @ sums for rows, _ in blocks(_RESAMPLES, count)])
+    # See `mean_interval` for the stretch.
+    means = center + (drawn[:, 1:] / drawn[:, :1] - center) * math.sqrt(count / (count - 1))
+    sides = np.sign(center)
+    least_p = compare(sides[0] * x, sides[1] * y, seed, prompts).p_value
+    return _Drawn((float(center[0]), float(center[1])), means[:, 0], means[:, 1], least_p)
 
 
-def _redrawn(mine: Value, other: Value, seed: int) -> _Drawn | None:
+def _redrawn(mine: Value, other: Value, mine_floor: float, other_floor: float, seed: int) -> _Drawn | None:
     """Return two values with the normal errors that their intervals stand for."""
     rng, errors = np.random.default_rng(seed), (standard_error(mine), standard_error(other))
     if not all(0 < error < math.inf for error in errors):
         return None
-    drawn = [rng.normal(value.value, error, _RESAMPLES) for value, error in zip((mine, other), errors, strict=True)]
-    return _Drawn((mine.value, other.value), drawn[0], drawn[1], 0.0)
+    above = (mine.value - mine_floor, other.value - other_floor)
+    drawn = [rng.normal(value, error, _RESAMPLES) for value, error in zip(above, errors, strict=True)]
+    return _Drawn(above, drawn[0], drawn[1], 0.0)
 
 
 def _scored(results: Results, value: Value) -> list[Clip]:
@@ -184,7 +202,10 @@ def sentences(rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
         if won:
             other = b if label == a else a
             found.append(f"{label} is better than {other} on {', '.join(won)}.")
-    open_ones = [row.metric for row in rows if not row.better]
+    open_ones = [row.metric for row in rows if row.known and not row.better]
     if open_ones:
         found.append(f"No difference shows on {', '.join(open_ones)}.")
+    unknown = [row.metric for row in rows if not row.known]
+    if unknown:
+        found.append(f"{', '.join(unknown)}: {UNKNOWN}.")
     return found

@@ -94,20 +94,17 @@ def pairs_of(results: Sequence[Results]) -> list[Pair]:
         before: Counter[str] = Counter()
         for mine, other in paired(a.clips, b.clips):
             sides = Contender(a.label, Path(mine.path)), Contender(b.label, Path(other.path))
-            found.append(Pair(_key(mine, other, before[mine.prompt]), mine.prompt, sides))
-            before[mine.prompt] += 1
+            key = _key(mine, other)
+            found.append(Pair(f"{key}, {before[key]}" if before[key] else key, mine.prompt, sides))
+            before[key] += 1
     return found
 
 
-def _key(mine: Clip, other: Clip, place: int) -> str:
-    """Return what a pair of clips is called in the file of votes; without a common seed, ``place`` tells it."""
+def _key(mine: Clip, other: Clip) -> str:
+    """Return what a pair of clips is called in the file of votes, where several may be called the same."""
     if not mine.prompt:
         return mine.key
-    return (
-        f"{mine.prompt} #{mine.seed}"
-        if mine.seed is not None and mine.seed == other.seed
-        else (f"{mine.prompt} #{place} in order")
-    )
+    return mine.prompt if mine.seed is None or mine.seed != other.seed else f"{mine.prompt} #{mine.seed}"
 
 
 def read_votes(path: Path) -> list[Vote]:

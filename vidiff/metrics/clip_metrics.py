@@ -71,7 +71,7 @@ def temporal_values(measuring: Measuring, wanted: Sequence[str], estimator: Flow
     found = []
     for name in wanted:
         column, better = TEMPORAL[name]
-        floor = None if real is None else real[:, column]
+        floor = None if real is None else (real[:, column], measuring.against())
         note = ""
         if name == "warping-error":
             note = f"over {rows[:, 1].mean():.0%} of all pixels; a frozen clip has 0: look at motion, too"
@@ -102,7 +102,7 @@ def feature_values(measuring: Measuring, extractor: Extractor, wanted: Sequence[
     return [
         measuring.mean_value(
             *(name, protocol, scores[:, columns[name]], FEATURES[name]),
-            None if real is None else real[:, columns[name]],
+            None if real is None else (real[:, columns[name]], measuring.against()),
         )
         for name in wanted
     ]
@@ -141,7 +141,7 @@ def alignment_value(measuring: Measuring, metric: str, aligner: Aligner) -> Valu
     how = (f"{extractor.name}@{short_hash(extractor.version)}", str(extractor.preprocess), found.name)
     protocol = measuring.protocol(*how, real=False)
     note = "" if found.shuffled is not None else "no baseline: over half of the clips share one prompt"
-    shuffled = None if found.shuffled is None else found.shuffled.numpy()
+    shuffled = None if found.shuffled is None else (found.shuffled.numpy(), measuring.generated)
     return measuring.mean_value(metric, protocol, found.own.numpy(), "higher", shuffled, note)
 
 

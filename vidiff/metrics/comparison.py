@@ -72,7 +72,7 @@ def compare(
     quantiles = _checked(level, resamples)
     means, clips = _mean_differences(a, b, prompts)
     rng, n, difference = np.random.default_rng(seed), len(means), float(means.mean())
-    drawn = np.concatenate([means[rng.integers(n, size=size)].mean(1) for size in _sizes(resamples, n)])
+    drawn = np.concatenate([means[rng.integers(n, size=size)].mean(1) for size in blocks(resamples, n)])
     # Resampled means scatter by 1 / n where samples of n do by 1 / (n - 1).
     ends = np.quantile(drawn - difference, quantiles) * math.sqrt(n / (n - 1))
     low, high = (difference + float(end) for end in ends)
@@ -102,7 +102,7 @@ def _flipped(means: np.ndarray, resamples: int, rng: np.random.Generator) -> flo
     if 2**n <= resamples:
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return float((np.abs((2 * bits - 1) @ means) >= least).mean())
-    draws = (2 * rng.integers(2, size=size, dtype=np.int8) - 1 for size in _sizes(resamples, n))
+    draws = (2 * rng.integers(2, size=size, dtype=np.int8) - 1 for size in blocks(resamples, n))
     reached = sum(int((np.abs(signs @ means) >= least).sum()) for signs in draws)
     return (1 + reached) / (1 + resamples)
 
@@ -113,8 +113,8 @@ def _checked(level: float, resamples: int) -> tuple[float, float]:
     return tails(level)
 
 
-def _sizes(resamples: int, n: int) -> Iterator[tuple[int, int]]:
-    """Cut (resamples, n) into blocks of bounded size."""
+def blocks(resamples: int, n: int) -> Iterator[tuple[int, int]]:
+    """Yield the shapes of the blocks of bounded size that make up (resamples, n)."""
     rows = max(1, _BLOCK // n)
     for start in range(0, resamples, rows):
         yield min(rows, resamples - start), n

@@ -16,10 +16,11 @@ from vidiff.metrics.clip_metrics import (
     pairwise_values,
     temporal_values,
 )
+from vidiff.metrics.clip_set import ClipSet
 from vidiff.metrics.extractors import Extractor
 from vidiff.metrics.flow import DIS, FlowEstimator
 from vidiff.metrics.following import following_values, missing_for_following, questions_of
-from vidiff.metrics.measuring import Measuring
+from vidiff.metrics.measuring import Measuring, check_read
 from vidiff.metrics.pairwise import LPIPS
 from vidiff.metrics.results import Neighbor, Value
 from vidiff.metrics.set_metrics import (
@@ -65,11 +66,14 @@ def _weights(kind: str) -> Callable[[Measuring, Tools], str]:
     def missing(measuring: Measuring, tools: Tools) -> str:
         if kind not in tools.extractors:
             return _MISSING.get(kind, f"it needs weights: --weights {kind}=PATH")
+        if measuring.real is not None:
+            check_read((measuring.generated, measuring.real), tools.extractors[kind], _HALVED)
         return _data(measuring, tools)
 
     return missing
 
 
+_HALVED = 4  # clips, whose halves are two sets of two, each with a covariance
 _MISSING = {
     "i3d": "it needs --weights i3d=i3d_torchscript.pt@SHA256, the TorchScript file of StyleGAN-V",
     "inception": "it needs --weights inception=inception-2015-12-05.pt@SHA256, the TorchScript file of StyleGAN2-ADA",
@@ -90,7 +94,11 @@ def _flow(measuring: Measuring, tools: Tools) -> str:
     return "it needs OpenCV: pip install 'vidiff[eval]'; or --weights raft=FILE@SHA256"
 
 
-def _always(measuring: Measuring, tools: Tools) -> str:
+def _features(measuring: Measuring, tools: Tools) -> str:
+    extractor = _of_frames(tools)
+    if extractor is None:
+        return "no network is there that sees frames"
+    check_read((measuring.generated, measuring.real), extractor)
     return ""
 
 
@@ -101,6 +109,7 @@ def _aligner(metric: str, kind: str) -> Callable[[Measuring, Tools], str]:
         if not any(clip.prompt for clip in measuring.generated.clips):
             return "no clip has a prompt"
         check_prompts(measuring.generated)
+        check_read((measuring.generated,), tools.aligners[metric].extractor)
         return ""
 
     return missing
@@ -116,15 +125,23 @@ def _judged(measuring: Measuring, tools: Tools) -> str:
 
 
 def _train(measuring: Measuring, tools: Tools) -> str:
-    return (
-        _data(measuring, tools)
-        if measuring.train is not None
-        else "it looks for copies of training clips: give --train"
-    )
+    if measuring.train is None:
+        return "it looks for copies of training clips: give --train"
+    return _data(measuring, tools) or _seen((measuring.generated, measuring.real, measuring.train), tools)
+
+
+def _seen(sets: Sequence[ClipSet | None], tools: Tools) -> str:
+    extractor = _of_clips(tools)
+    if extractor is None:
+        return "no network is there that tells clips apart"
+    check_read(sets, extractor)
+    return ""
 
 
 def _seeds(measuring: Measuring, tools: Tools) -> str:
-    return "" if has_seeds(measuring) else "every prompt has one clip; generate several seeds of each"
+    if not has_seeds(measuring):
+        return "every prompt has one clip; generate several seeds of each"
+    return _seen((measuring.generated,), tools)
 
 
 def _pairs_up(measuring: Measuring, tools: Tools) -> str:
@@ -186,7 +203,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("alignment-evaluator", _ALIGNED, _aligner("alignment-evaluator", "vidiff-evaluator")),
     Metric("clipsim", "frames and prompts in CLIP", _aligner("clipsim", "clip")),
     Metric("following", "what captions state, judged by rendering the alternatives", _judged),
-    *(Metric(name, what, _flow if name in TEMPORAL else _always) for name, what in _TRAITS.items()),
+    *(Metric(name, what, _flow if name in TEMPORAL else _features) for name, what in _TRAITS.items()),
     *(Metric(name, _NEXT_TO, _pairs_up, False) for name in ("psnr", "ssim")),
     Metric("lpips", _NEXT_TO, _lpips, False),
     Metric("memorized", "the share of clips nearer to a training clip than held-out clips are", _train),
@@ -263,11 +280,12 @@ def evaluate(measuring: Measuring, tools: Tools, names: Sequence[str]) -> tuple[
     asked = set(names)
     for measure in (_distances, _traits, _texts, _pairs, _scores):
         values += measure(measuring, tools, asked)
-    if "memorized" in asked:
-        found, neighbors = memorization(measuring, _seeing(tools))
+    seeing = _of_clips(tools)
+    if seeing is not None and "memorized" in asked:
+        found, neighbors = memorization(measuring, seeing)
         values += found
-    if "diversity" in asked:
-        values += diversity_values(measuring, _seeing(tools))
+    if seeing is not None and "diversity" in asked:
+        values += diversity_values(measuring, seeing)
     order = {name: place for place, name in enumerate(metric.name for metric in METRICS)}
     return sorted(values, key=lambda value: order.get(value.metric, order.get(asked_name(value.metric), 0))), neighbors
 
@@ -277,12 +295,16 @@ def asked_name(metric: str) -> str:
     return "following" if metric.startswith("following") else metric.removesuffix("-limit")
 
 
-def _seeing(tools: Tools) -> Extractor:
+def _of_clips(tools: Tools) -> Extractor | None:
     """Return the network whose features tell clips apart: ours, or a published one, or random filters."""
-    for kind in ("vidiff-evaluator", "videomae", "i3d", "random-clips"):
-        if kind in tools.extractors:
-            return tools.extractors[kind]
-    raise ConfigError("no network is there whose features tell clips apart")
+    kinds = ("vidiff-evaluator", "videomae", "i3d", "random-clips")
+    return next((tools.extractors[kind] for kind in kinds if kind in tools.extractors), None)
+
+
+def _of_frames(tools: Tools) -> Extractor | None:
+    """Return the network whose features tell frames apart: a published one, or random filters."""
+    kinds = ("dinov2", "clip", "random-frames")
+    return next((tools.extractors[kind] for kind in kinds if kind in tools.extractors), None)
 
 
 def _distances(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
@@ -302,9 +324,9 @@ def _traits(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
     values: list[Value] = []
     if asked & TEMPORAL.keys():
         values += temporal_values(measuring, [name for name in TEMPORAL if name in asked], tools.flow)
-    if asked & FEATURES.keys():
-        kind = next(kind for kind in ("dinov2", "clip", "random-frames") if kind in tools.extractors)
-        values += feature_values(measuring, tools.extractors[kind], [name for name in FEATURES if name in asked])
+    extractor = _of_frames(tools)
+    if extractor is not None and asked & FEATURES.keys():
+        values += feature_values(measuring, extractor, [name for name in FEATURES if name in asked])
     return values
 
 

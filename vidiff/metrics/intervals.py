@@ -55,6 +55,17 @@ def mean_interval(
     return float(low), float(high)
 
 
+def standard_error_of_mean(values: np.ndarray, groups: np.ndarray) -> float:
+    """Return the standard error of the mean of ``values`` (N,), whose ``groups`` (N,) are what was drawn.
+
+    It is infinite of a single group (Cochran, 1977, equation 9A.7, of a ratio of two sums).
+    """
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    residuals = np.bincount(index, values - np.mean(values))
+    count = len(residuals)
+    return math.inf if count < 2 else math.sqrt(count / (count - 1) * np.square(residuals).sum()) / len(values)
+
+
 def halving_interval(
     statistic: Callable[[np.ndarray, np.ndarray], Statistic],
     a: np.ndarray,

@@ -139,7 +139,7 @@ def memorized(samples: np.ndarray, train: np.ndarray, heldout: np.ndarray, quant
         raise ConfigError(f"quantile must lie between 0 and 1, got {quantile}")
     real = np.sort(nearest(heldout, train).distance)
     # A new distance is below the k-th of H by a chance of k / (H + 1).
-    rank = math.floor(quantile * (len(real) + 1))
+    rank = math.floor(quantile * (len(real) + 1) + 1e-9)  # 1 / 49 of 49 is less than 1 in floating point
     if rank < 1:
         raise ConfigError(
             f"{len(real)} held-out samples do not show a quantile of {quantile}: "

@@ -1,6 +1,6 @@
 """What all metrics of one evaluation share: the sets, their features, and how a value is put into words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from vidiff.errors import DataError
 from vidiff.metrics.clip_set import ClipSet, SetClip
 from vidiff.metrics.extractors import Extractor
 from vidiff.metrics.feature_cache import features_of
-from vidiff.metrics.intervals import mean_interval
+from vidiff.metrics.intervals import mean_interval, standard_error_of_mean
 from vidiff.metrics.results import Value
 from vidiff.processes import ALONE, Share
 
@@ -111,7 +111,7 @@ class Measuring:
         protocol: str,
         scores: np.ndarray,
         better: Literal["lower", "higher", "reference"],
-        floor: np.ndarray | float | None = None,
+        floor: "tuple[np.ndarray, ClipSet] | float | None" = None,
         note: str = "",
         share: bool = False,
     ) -> Value:
@@ -122,18 +122,35 @@ class Measuring:
             protocol: how it was measured.
             scores: one a clip, (N,).
             better: which way.
-            floor: a number, or the scores (M,) of other clips, whose mean is one.
+            floor: a number, or scores (M,) and whose they are, of which the mean is taken if there are two prompts.
             note: what else to say.
             share: whether scores are shares, in [0, 1].
         """
         scores, prompts = np.asarray(scores, np.float64), self.prompts()
-        floor = None if floor is None else np.asarray(floor, np.float64)
         few = len(set(prompts.tolist())) < 2
         interval = None if few else mean_interval(scores, prompts, self.seed, share=share)
         per_clip = {clip.key: float(score) for clip, score in zip(self.generated.clips, scores, strict=True)}
-        least = None if floor is None else float(np.mean(floor))
-        error = 0.0 if floor is None or floor.size < 2 else float(floor.std(ddof=1) / np.sqrt(floor.size))
+        least, error = floor if isinstance(floor, float) else None, 0.0
+        if isinstance(floor, tuple):
+            others = np.asarray(floor[0], np.float64)
+            error = standard_error_of_mean(others, self.prompts(floor[1]))
+            least, error = (float(others.mean()), error) if np.isfinite(error) else (None, 0.0)
         return Value(metric, protocol, float(np.mean(scores)), better, interval, least, error, per_clip, note)
+
+
+def check_read(sets: Iterable[ClipSet | None], extractor: Extractor, least: int = 1) -> None:
+    """Refuse sets that an extractor cannot read, before it has read any.
+
+    Raises:
+        DataError: if a set has fewer than ``least`` clips, or a clip too few frames; the message names it.
+    """
+    for one in sets:
+        if one is None:
+            continue
+        if len(one) < least:
+            raise DataError(f"{one.label}: {len(one)} clips; {extractor.name} needs {least} or more: add clips")
+        for index in range(len(one)):
+            used(one, extractor, index)
 
 
 def used(one: ClipSet, extractor: Extractor, index: int) -> range:

@@ -12,7 +12,7 @@ from string import Template
 
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import write_bytes
-from vidiff.metrics.ab import Row, sentences
+from vidiff.metrics.ab import UNKNOWN, Row, sentences
 from vidiff.metrics.best import Best
 from vidiff.metrics.plots import Panel, Point, Series, interval_strip, scatter_plot, small_multiples
 from vidiff.metrics.results import Clip, Results, Value
@@ -147,7 +147,7 @@ def _is_best(standing: Standing, result: Results, best: Best | None) -> bool:
 
 def _differences(comparison: Sequence[Row]) -> str:
     """Return a table of two models' differences."""
-    names = ("Metric", "First minus second", "95% interval", "p", "Compared on", "Better")
+    names = ("Metric", "Difference", "95% interval", "p", "Compared on", "Better")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = []
     for row in comparison:
@@ -159,6 +159,8 @@ def _differences(comparison: Sequence[Row]) -> str:
 
 def _columns(row: Row) -> tuple[str, ...]:
     """Return difference, interval, p-value, what was compared and which is better, as text."""
+    if not row.known:
+        return ("", "", "", row.how, UNKNOWN)
     difference, low, high = numbers([], row.difference, row.low, row.high)
     p_value = f"{row.p_value:.2g}" if row.p_value >= 0.001 else "below 0.001"
     return (difference, f"{low} to {high}", p_value, row.how, row.better or "no difference shows")

@@ -1,6 +1,7 @@
 """What an evaluation found: values with the protocol that makes them repeatable, and what they were computed from."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,8 +69,11 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
+        """Return it as plain data; a value that is not defined is None, for JSON knows no NaN."""
+        values = [
+            asdict(value) | {"value": value.value if math.isfinite(value.value) else None} for value in self.values
+        ]
+        return asdict(self) | {"values": values}
 
 
 def versions() -> dict[str, str]:
@@ -88,8 +92,17 @@ def read_results(path: Path) -> Results:
     """Return what `vidiff evaluate --json` wrote; raises DataError if the file holds something else."""
     try:
         found = json.loads(path.read_text())
+        if isinstance(found, dict) and "comparison" in found:
+            first, second = (path.with_stem(f"{path.stem}-{number}").name for number in (1, 2))
+            raise DataError(f"{path}: is a comparison of two; their results are in {first} and {second} beside it")
         values = tuple(
-            Value(**(row | {"interval": None if row["interval"] is None else tuple(row["interval"])}))
+            Value(
+                **row
+                | {
+                    "value": math.nan if row["value"] is None else row["value"],
+                    "interval": None if row["interval"] is None else tuple(row["interval"]),
+                }
+            )
             for row in found["values"]
         )
         return Results(

@@ -123,9 +123,10 @@ def manifold_values(measuring: Measuring, extractor: Extractor) -> list[Value]:
     found = []
     for name, value, reach, least, error in zip(MANIFOLD, *(column.tolist() for column in columns), strict=True):
         share = name != "density"  # which has no upper end
-        ends = (max(0.0, value - reach), min(1.0, value + reach) if share else value + reach)
-        if share and reach == 0:  # where all halves agree, they do not show the scatter
-            ends = share_interval(value, size)
+        ends = (max(0.0, value - reach), value + reach)
+        if share:  # near 1, halves agree more than the whole is certain
+            least_low, least_high = share_interval(min(value, 1.0), size)
+            ends = (min(ends[0], least_low), min(1.0, max(ends[1], least_high)))
         found.append(Value(name, protocol, value, "higher", ends, least, error))
     return found
 
