@@ -223,7 +223,10 @@ def test_damaged_clips_are_left_out_by_agreement_only(sets, tmp_path, monkeypatc
 def test_too_few_and_too_short_clips_are_named(sets, tmp_path, monkeypatch, capsys):
     write_set(tmp_path / "few", 2, 300)
     write_set(tmp_path / "short", 5, 300, length=9)
-    for name, word in (("few", "few: 2 clips; random-clips needs 4 or more"), ("short", "short, 000: the clip has 9 frames")):
+    for name, word in (
+        ("few", "few: 2 clips; random-clips needs 4 or more"),
+        ("short", "short, 000: the clip has 9 frames"),
+    ):
         options = ("--data", sets / "data", "--metrics", "fd-random-clips", "--out", tmp_path / "out")
         assert vidiff(monkeypatch, "evaluate", "--generated", tmp_path / name, *options) == 2
         assert word in capsys.readouterr().err
