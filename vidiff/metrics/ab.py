@@ -17,7 +17,7 @@ from vidiff.metrics.verdict import numbers, standard_error
 
 LEVEL = 0.05  # of the whole comparison, whatever the number of metrics
 _RESAMPLES = 10_000
-UNKNOWN = "not compared, for want of a floor or an interval"
+UNKNOWN = "not compared, for want of a floor (--data) or an interval"
 
 
 @dataclass(frozen=True)
