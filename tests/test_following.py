@@ -25,7 +25,7 @@ TOOLS = Tools(
 )
 
 
-def clip_set(label, clips, frames=9):
+def clip_set(label, clips, frames=16):
     """Return a set of clips that are nowhere: a name and a prompt of each."""
     info = ClipInfo(frames, 32, 32, 12.0)
     return ClipSet(label, tuple(SetClip(key, Path(key), info, key, prompt) for key, prompt in clips))
@@ -38,7 +38,7 @@ def numbered(prompts):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_folder(ToyClips(4, Size(9, 32, 32, 12), seed=5), folder)
+    write_folder(ToyClips(4, Size(16, 32, 32, 12), seed=5), folder)
     return open_clip_set(folder, label="data")
 
 
@@ -63,14 +63,14 @@ def test_following_is_left_out_with_a_note_where_captions_are_doubled(data):
     first, *others = data.clips
     doubled = replace(data, clips=(first, *(replace(clip, prompt=first.prompt) for clip in others)))
     names, notes, _ = left_out(clip_set("made", [("x0", first.prompt)]), doubled)
-    assert "following" not in names and "4 real clips have its prompt" in notes[0]
+    assert "following" not in names and "4 real clips have its prompt" in notes[-1]
 
 
 def test_following_is_left_out_with_a_note_where_some_clips_have_no_attributes(data):
     first, *others = data.clips
     names, notes, _ = left_out(clip_set("made", [("x0", first.prompt)]), replace(data, clips=(first, SetClip(
         "bare", Path("bare"), first.info, "bare"), *others)))  # fmt: skip
-    assert "following" not in names and "data, bare: has no attributes beside it" in notes[0]
+    assert "following" not in names and "data, bare: has no attributes beside it" in notes[-1]
 
 
 def test_alignment_is_left_out_with_a_note_where_a_prompt_is_missing(data):
@@ -110,7 +110,7 @@ def test_clips_are_paired_by_name_only_where_prompts_do_not_tell(made, real, par
 def test_pairs_of_two_sizes_are_refused_before_they_are_compared():
     check_pairs(clip_set("made", [("a", "fox")]), clip_set("real", [("b", "fox")]))
     with pytest.raises(
-        DataError, match="made, a: 5 frames of 32x32, but b of real, its partner, has 9 frames of 32x32"
+        DataError, match="made, a: 5 frames of 32x32, but b of real, its partner, has 16 frames of 32x32"
     ):
         check_pairs(clip_set("made", [("a", "fox")], frames=5), clip_set("real", [("b", "fox")]))
 
