@@ -86,13 +86,14 @@ def test_one_model_is_held_against_its_floors():
         value("clip", 0.3, 0.01, "higher", floor=0.2),
         value("kid", 0.5, 0.2, floor=0.4),
         value("motion", 0.9, 0.1, "reference", floor=0.5),
+        value("kd", -0.5, 0.2, floor=0.0),  # no praise: real clips are not as near
         value("lpips", 0.2),
         value("is", 7.0, None, "higher", floor=5.0),
     )
     assert verdict([Results("model", values)]) == [
         "The model is worse than its floor on fvd (213 against 41); away from its floor on motion (0.90 against 0.50); "
         "no different from its floor on kid (0.50 against 0.40); "
-        "better than its floor on clip (0.300 against 0.200).",
+        "below its floor on kd (-0.50 against 0.00); better than its floor on clip (0.300 against 0.200).",
         "Not judged, for want of an interval or a floor: lpips and is.",
     ]
 

@@ -156,7 +156,8 @@ def _against_each_other(found: Sequence[Standing]) -> list[str]:
 
 
 def _against_floors(found: Sequence[Standing]) -> list[str]:
-    told: dict[str, list[str]] = {"worse than": [], "away from": [], "no different from": [], "better than": []}
+    places = ("worse than", "away from", "no different from", "below", "better than")
+    told: dict[str, list[str]] = {where: [] for where in places}
     unjudged = []
     for standing in found:
         value = standing.values[0]
@@ -168,6 +169,8 @@ def _against_floors(found: Sequence[Standing]) -> list[str]:
         where = "better than" if ends[1] < at else "no different from" if ends[0] <= at else "worse than"
         if value.better == "reference" and where == "worse than":
             where = "away from"
+        if value.better == "lower" and where == "better than":  # which real clips are not: it is no praise
+            where = "below"
         told[where].append(f"{standing.metric} ({' against '.join(numbers([value], value.value, floor))})")
     parts = [f"{where} its floor on {_listed(metrics)}" for where, metrics in told.items() if metrics]
     sentences = [f"The model is {'; '.join(parts)}."] if parts else []
