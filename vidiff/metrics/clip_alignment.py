@@ -30,10 +30,6 @@ class Alignment:
     def mean(self) -> float:
         return self.own.mean().item()
 
-    @property
-    def shuffled_mean(self) -> float | None:
-        return None if self.shuffled is None else self.shuffled.mean().item()
-
 
 class PromptEncoder:
     """The text side of a CLIP whose image side is an extractor; the weights are shared."""
