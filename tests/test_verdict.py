@@ -98,6 +98,14 @@ def test_one_model_is_held_against_its_floors():
     ]
 
 
+def test_a_verdict_is_of_whole_metrics_not_of_their_parts():
+    parts = [value(f"following-{kind}", 0.9, 0.1, "higher", floor=0.2) for kind in ("color", "shape")]
+    values = (value("following", 0.9, 0.1, "higher", floor=0.2), *parts)
+    assert verdict([Results("model", values)]) == [
+        "The model is better than its floor on following (0.90 against 0.20)."
+    ]
+
+
 def test_a_floor_that_was_measured_on_few_clips_is_not_taken_as_exact():
     rng = np.random.default_rng(0)
     alarms = {False: 0, True: 0}

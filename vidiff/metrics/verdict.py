@@ -92,7 +92,7 @@ def verdict(results: Sequence[Results], opening: Sequence[str] = ()) -> list[str
         results: one, or several to compare.
         opening: what a comparison on pairs of clips says, which sees more than intervals do and stands for them.
     """
-    found = standings(results)
+    found = _wholes(standings(results))
     sentences = list(opening) or (_against_each_other(found) if len(results) > 1 else _against_floors(found))
     suspects = {result.label: sum(neighbor.flagged for neighbor in result.neighbors) for result in results}
     if any(suspects.values()):
@@ -128,6 +128,12 @@ def _number(number: float, decimals: int) -> str:
     if math.isnan(number):
         return "undefined"
     return f"{number:.{decimals}f}" if math.isfinite(number) else "infinite" if number > 0 else "-infinite"
+
+
+def _wholes(found: Sequence[Standing]) -> list[Standing]:
+    """Return the metrics that are no part of another: ``following-color`` is in the table, a verdict is short."""
+    names = {standing.metric for standing in found}
+    return [one for one in found if not any(one.metric.startswith(f"{name}-") for name in names)]
 
 
 def _against_each_other(found: Sequence[Standing]) -> list[str]:
