@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
+    from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
 
 
@@ -25,7 +26,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, euler or heun.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="One of `vidiff samplers`.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, of samplers that can add it.")] = None,
+    order: Annotated[int | None, typer.Option(help="Order of samplers that have several.")] = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
@@ -68,7 +71,17 @@ def generate(
             planning.check_writable(job.output)
         pipeline = _load(model, device, download)
         shared = _settings(
-            pipeline, model, steps, guidance, sampler, frames, fps, size, format, planned, upscale, dtype, stages
+            pipeline,
+            model,
+            _sampling(pipeline.config.sampling, steps, guidance, sampler, eta, order),
+            frames,
+            fps,
+            size,
+            format,
+            planned,
+            upscale,
+            dtype,
+            stages,
         )
         shared = replace(shared, keep_stages=keep_stages)
         if negative is None:
@@ -93,12 +106,29 @@ def _load(model: str, device: str | None, download: bool) -> "Pipeline":
         return load(folder, chosen)
 
 
-def _settings(
-    pipeline: "Pipeline",
-    model: str,
+def _sampling(
+    own: "SamplingConfig",
     steps: int | None,
     scale: float | None,
     sampler: str | None,
+    eta: float | None,
+    order: int | None,
+) -> "SamplingConfig":
+    """Return the model's own sampling, with what the command changes."""
+    from vidiff.sampling.solvers import adjusted, solver_by_name
+
+    return replace(
+        own,
+        solver=adjusted(own.solver if sampler is None else solver_by_name(sampler), eta, order),
+        num_steps=own.num_steps if steps is None else steps,
+        guidance=own.guidance if scale is None else replace(own.guidance, scale=scale),
+    )
+
+
+def _settings(
+    pipeline: "Pipeline",
+    model: str,
+    sampling: "SamplingConfig",
     frames: int | None,
     fps: float | None,
     size: str | None,
@@ -112,15 +142,7 @@ def _settings(
     from vidiff.cli.devices import checked_dtype
     from vidiff.data.video_write import format_of
     from vidiff.generation import Settings, final_size, resolve_size, stage_count
-    from vidiff.sampling.solvers import solver_by_name
 
-    sampling = pipeline.config.sampling
-    sampling = replace(
-        sampling,
-        solver=sampling.solver if sampler is None else solver_by_name(sampler),
-        num_steps=sampling.num_steps if steps is None else steps,
-        guidance=sampling.guidance if scale is None else replace(sampling.guidance, scale=scale),
-    )
     count = stage_count(pipeline, stages)
     resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
     for text in warnings:

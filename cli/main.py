@@ -5,7 +5,7 @@ import sys
 import typer
 
 from vidiff import __version__
-from vidiff.cli import data, decode, evaluate, generate, models, reproduce, train, upscale
+from vidiff.cli import data, decode, evaluate, generate, models, reproduce, samplers, train, upscale
 from vidiff.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(train.train)
 app.command()(upscale.upscale)
 app.command()(decode.decode)
 app.command()(reproduce.reproduce)
+app.command()(samplers.samplers)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")

@@ -60,7 +60,8 @@ def test_files_and_functions_stay_small(path):
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 70, node.name
+            # A signature is a list, which may be as long as a command's options; what it does may not.
+            assert node.end_lineno - node.body[0].lineno < 60, node.name
 
 
 def test_nothing_unsafe_is_called():

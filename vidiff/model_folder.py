@@ -23,7 +23,7 @@ from vidiff.models.dit import DiTConfig
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import Refinement
-from vidiff.sampling.solvers import DPMpp2M, Solver
+from vidiff.sampling.solvers import DPMpp2M, Solver, check_steps
 from vidiff.sampling.times import uniform_times
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
@@ -44,6 +44,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+        check_steps(self.solver, self.num_steps)
         if not 0 <= self.last_t < 1:
             raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
 

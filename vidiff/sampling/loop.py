@@ -1,8 +1,8 @@
-"""The sampling loop."""
+"""The sampling loop, and what it hands to a solver."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,12 +12,25 @@ from vidiff.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What the denoiser said at one time."""
+
+    x: Tensor  # the latents at that time, (B, C, f, h, w)
+    x_0: Tensor  # the estimate, of the same shape
+    t: Tensor  # the time, ()
+
+
+@dataclass(frozen=True)
 class SolverState:
     """What one step hands to the next."""
 
     x: Tensor  # latents at the current time, (B, C, f, h, w)
-    x_0: Tensor | None = None  # the last estimate, for multistep solvers and previews
-    t: Tensor | None = None  # the time of that estimate, ()
+    past: tuple[Estimate, ...] = ()  # newest first, as many as the solver will use again
+
+    @property
+    def x_0(self) -> Tensor | None:
+        """The newest estimate of x_0, (B, C, f, h, w)."""
+        return self.past[0].x_0 if self.past else None
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Problem:
     denoise: DenoiseFn
     schedule: NoiseSchedule
     randn: Callable[[], Tensor] | None = None  # of the latents' shape; only stochastic solvers need it
+    num_steps: int = 1  # of the whole run
 
     def x_0(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the estimate of x_0 (B, C, f, h, w) for ``x`` at one time ``t`` ()."""
@@ -39,8 +53,20 @@ class Problem:
         return self.randn().to(like)
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What users choose a solver by."""
+
+    order: str  # of convergence: of the ODE's solution, or of the moments where noise is added
+    evaluations: str  # of the denoiser, a step
+    stochastic: bool  # adds fresh noise
+    source: str  # paper and equation
+
+
 class Step(Protocol):
     """One step of a solver from time ``t`` to an earlier time ``s``, both () and float64."""
+
+    traits: ClassVar[Traits]
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState: ...
 
@@ -72,7 +98,7 @@ def sample(
     """
     num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
-    problem = Problem(denoise, schedule, randn)
+    problem = Problem(denoise, schedule, randn, num_steps)
     state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
     for index in range(num_steps):
         state = solver(problem, state, times[index], times[index + 1])
