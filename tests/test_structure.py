@@ -93,6 +93,8 @@ def test_every_shipped_yaml_is_reachable_and_builds():
     from vidiff.models.evaluator import Evaluator
     from vidiff.train.autoencoder_stage import AutoencoderStageConfig
     from vidiff.train.denoiser_stage import DenoiserStageConfig
+    from vidiff.train.distillation_stage import teacher_folder
+    from vidiff.train.evaluator_stage import EvaluatorStageConfig
     from vidiff.train.recipe import Recipe
 
     assert resources.recipes().keys() == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
@@ -105,8 +107,10 @@ def test_every_shipped_yaml_is_reachable_and_builds():
                     latents = VideoVAE(stage.autoencoder).latents
                 elif isinstance(stage, DenoiserStageConfig):
                     build_backbone(stage.backbone, latents, 384)
-                else:
+                elif isinstance(stage, EvaluatorStageConfig):
                     Evaluator(stage.evaluator, 384)
+                else:
+                    assert teacher_folder(stage.teacher).is_dir()
         if latents is not None:
             latents.shape(recipe.data.frames, recipe.data.height, recipe.data.width)
 

@@ -37,6 +37,7 @@ from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageCon
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.contrast import ContrastCaptions
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.train.distillation_stage import DistillationStageConfig, teacher_folder, train_student
 from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
 from vidiff.train.held_out import HeldOutEvaluation, check_evaluated
 from vidiff.train.stream import Latents, StreamedLatents, StreamedText
@@ -44,7 +45,7 @@ from vidiff.train.trainer import device, differences, is_main_process, train
 from vidiff.types import LatentSpec, Size, TextEncoder
 from vidiff.weights import WEIGHTS_NAME, read_tensors
 
-StageConfig = AutoencoderStageConfig | DenoiserStageConfig | EvaluatorStageConfig
+StageConfig = AutoencoderStageConfig | DenoiserStageConfig | DistillationStageConfig | EvaluatorStageConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Recipe:
                     check_evaluated(stage.name, stage.evaluate, stage.data or self.data)
             elif isinstance(stage, AutoencoderStageConfig) and stage.decoder_of is not None:
                 _check_decoder(stage, earlier)
+            elif isinstance(stage, DistillationStageConfig):
+                _check_teacher(stage, earlier)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
         shared = {stage.autoencoder for stage in denoisers if stage.pixels is None}
@@ -101,6 +104,17 @@ def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig
         raise ConfigError(f"stage {stage.name} needs an earlier autoencoder stage {stage.decoder_of!r}.{hint}")
     if before.autoencoder != stage.autoencoder:
         raise ConfigError(f"stage {stage.name}: autoencoder must be that of {before.name}, whose decoder it trains on")
+
+
+def _check_teacher(stage: DistillationStageConfig, earlier: dict[str, StageConfig]) -> None:
+    """Raise a ConfigError if there is no teacher of that name, or an earlier stage of that name is none."""
+    if stage.teacher not in earlier:
+        teacher_folder(stage.teacher)
+    elif not isinstance(earlier[stage.teacher], DistillationStageConfig):
+        raise ConfigError(
+            f"stage {stage.name}: its teacher {stage.teacher} is a stage and no whole model; give the model folder "
+            "that a recipe leaves, or an earlier distillation stage"
+        )
 
 
 def _check_sizes(stage: DenoiserStageConfig, data: ClipsConfig) -> None:
@@ -138,6 +152,8 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                     _train_autoencoder(stage, data[0], run_dir, console, identity)
                 case DenoiserStageConfig():
                     _train_denoiser(stage, recipe, data[0], run_dir, console, identity)
+                case DistillationStageConfig():
+                    train_student(stage, recipe.name, data[0], run_dir, console, identity)
                 case EvaluatorStageConfig():
                     _train_evaluator(stage, recipe, data, run_dir, console, identity)
             write_text(done, json.dumps(record, indent=1))
@@ -160,6 +176,8 @@ def _identity(stage: StageConfig, recipe: Recipe, data: list[Clips], run_dir: Pa
         uses = (stage.autoencoder if stage.pixels is None else None, stage.starts_from)
     elif isinstance(stage, AutoencoderStageConfig):
         uses = (stage.decoder_of,)
+    elif isinstance(stage, DistillationStageConfig):
+        identity["weights of its teacher"] = model_hash(teacher_folder(stage.teacher, run_dir))
     for name in uses:
         if name is not None:
             identity[f"weights of {name}"] = sha256_of(run_dir / name / "export" / WEIGHTS_NAME)
@@ -328,6 +346,12 @@ def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
     denoisers = [stage for stage in recipe.stages if isinstance(stage, DenoiserStageConfig)]
     bases = [stage for stage in denoisers if stage.refines is None]
     folder, last = run_dir / "model", run_dir / recipe.stages[-1].name / "export"
+    if isinstance(recipe.stages[-1], DistillationStageConfig):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(last, folder, ignore=shutil.ignore_patterns("stage.json"))
+        settings = read_config(ModelConfig, last)
+        save_model(folder, config.to_dict(settings), read_tensors(last / WEIGHTS_NAME), dtype=dtype)
+        return folder
     if not bases and not isinstance(recipe.stages[-1], EvaluatorStageConfig):
         return last
     shutil.rmtree(folder, ignore_errors=True)
