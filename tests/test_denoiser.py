@@ -104,20 +104,20 @@ def test_impossible_guidance_is_refused(bad):
 
 
 def test_stratified_times_hit_every_part_once():
-    t = StratifiedTimes().draw(64, torch.Generator().manual_seed(0))
+    t = StratifiedTimes().draw(64, torch.Generator().manual_seed(0), CosineSchedule())
     assert sorted((t * 64).floor().int().tolist()) == list(range(64))
     assert t.tolist() != sorted(t.tolist())
 
 
 @pytest.mark.parametrize("times", [UniformTimes(), StratifiedTimes()])
 def test_uniform_times_have_uniform_moments(times):
-    t = times.draw(20_000, torch.Generator().manual_seed(0))
+    t = times.draw(20_000, torch.Generator().manual_seed(0), CosineSchedule())
     assert t.min() >= 0 and t.max() < 1
     assert t.mean().item() == pytest.approx(0.5, abs=0.01) and t.var().item() == pytest.approx(1 / 12, abs=0.003)
 
 
 def test_logit_normal_times_have_the_logits_they_say():
-    t = LogitNormalTimes(mean=1.0, std=0.5).draw(20_000, torch.Generator().manual_seed(0))
+    t = LogitNormalTimes(mean=1.0, std=0.5).draw(20_000, torch.Generator().manual_seed(0), CosineSchedule())
     assert t.logit().mean().item() == pytest.approx(1.0, abs=0.02)
     assert t.logit().std().item() == pytest.approx(0.5, abs=0.02)
 

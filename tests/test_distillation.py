@@ -53,11 +53,11 @@ def test_a_student_that_learned_its_lessons_ends_where_the_teacher_does(schedule
     method = TrajectoryDistillation(teacher_steps=8 if last_t == 0 else 7)
     taught = room(sampling, schedule=schedule)
     lesson = method.lesson(taught)
-    answers = dict(zip(sampling.times()[:-1].tolist(), lesson.x_0.chunk(4), strict=True))
+    answers = dict(zip(sampling.times(schedule)[:-1].tolist(), lesson.x_0.chunk(4), strict=True))
     noise = lesson.x_t.chunk(4)[0]
     student = lambda x, t: answers[t[0].item()]  # noqa: E731
-    found = sample(student, schedule, DDIM(), noise, sampling.times())
-    many = replace(sampling, num_steps=method.teacher_steps).times()
+    found = sample(student, schedule, DDIM(), noise, sampling.times(schedule))
+    many = replace(sampling, num_steps=method.teacher_steps).times(schedule)
     assert torch.allclose(found, sample(taught.teacher, schedule, DPMpp2M(), noise, many), atol=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_one_progressive_step_is_two_of_the_teacher(last_t):
     sampling = replace(FEW, last_t=last_t)
     taught = room(sampling)
     lesson = ProgressiveDistillation().lesson(taught)
-    times = sampling.times()
+    times = sampling.times(taught.schedule)
     seen = set()
     for index in range(len(lesson.t)):
         x_t, t, x_0 = (part[index : index + 1] for part in lesson)

@@ -6,10 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidiff.diffusion.schedule import (
+    ConstantSchedule,
     CosineSchedule,
+    EDMSchedule,
+    ExponentialSchedule,
     FlowSchedule,
     LinearSchedule,
+    QuadraticSchedule,
     ScaledLinearSchedule,
+    SigmoidSchedule,
     has_no_signal_at_end,
     log_snr,
 )
@@ -25,6 +30,13 @@ SCHEDULES = [
     ScaledLinearSchedule(zero_terminal_snr=True),
     FlowSchedule(),
     FlowSchedule(shift=5.0),
+    QuadraticSchedule(),
+    ExponentialSchedule(zero_terminal_snr=True),
+    ExponentialSchedule(),
+    ConstantSchedule(),
+    ConstantSchedule(zero_terminal_snr=True),
+    SigmoidSchedule(),
+    SigmoidSchedule(tau=0.5, start=0.0, zero_terminal_snr=False),
 ]
 
 
@@ -61,7 +73,11 @@ def test_variance_is_preserved(schedule):
 
 @pytest.mark.parametrize(
     ("ours", "beta_schedule", "start", "end"),
-    [(LinearSchedule(), "linear", 1e-4, 0.02), (ScaledLinearSchedule(), "scaled_linear", 0.00085, 0.012)],
+    [
+        (LinearSchedule(), "linear", 1e-4, 0.02),
+        (ScaledLinearSchedule(), "scaled_linear", 0.00085, 0.012),
+        (QuadraticSchedule(), "scaled_linear", 1e-4, 0.02),
+    ],
 )
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_linear_schedules_pass_through_the_published_steps(ours, beta_schedule, start, end, zero_terminal_snr):
@@ -108,3 +124,45 @@ def test_a_schedule_first_used_while_building_on_meta_still_has_its_numbers(sche
     with torch.device("meta"):  # settings used nowhere else, so that no table of theirs is kept yet
         assert not has_no_signal_at_end(schedule)
     assert 0 < schedule.alpha_sigma(torch.tensor([0.5]))[0].item() < 1
+
+
+def test_exponential_and_constant_betas_are_what_they_are_called():
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    for schedule, ratio in ((ExponentialSchedule(), 200 ** (1 / 999)), (ConstantSchedule(beta=0.01), 1.0)):
+        power = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_sigma(t)[0] ** 2])
+        betas = 1 - power[1:] / power[:-1]
+        assert torch.allclose(betas[1:] / betas[:-1], torch.full((999,), ratio, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize(("tau", "start", "end"), [(1.0, -3.0, 3.0), (0.9, 0.0, 3.0)])
+def test_the_sigmoid_is_the_published_one(tau, start, end):
+    # Algorithm 6 of the paper, in its own letters, before its clip at 1e-9.
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    v_start, v_end = (1 / (1 + math.exp(-place / tau)) for place in (start, end))
+    gamma = (v_end - torch.sigmoid((t * (end - start) + start) / tau)) / (v_end - v_start)
+    assert torch.allclose(SigmoidSchedule(start=start, end=end, tau=tau).alpha_sigma(t)[0] ** 2, gamma, atol=1e-12)
+
+
+def test_the_exploding_schedule_has_the_published_levels_and_nothing_below_the_least():
+    schedule = EDMSchedule()
+    steps = torch.arange(18, dtype=torch.float64)
+    published = (80 ** (1 / 7) + steps / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    alpha, sigma = schedule.alpha_sigma(1 - steps / 17)
+    assert (alpha == 1).all() and torch.allclose(sigma[:-1], published[:-1]) and sigma[-1] == 0
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    assert torch.allclose(schedule.time_at(schedule.alpha_sigma(t)[1]), t)
+    assert schedule.time_at(torch.tensor([0.001, 1e9])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EDMSchedule(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+        (lambda: SigmoidSchedule(tau=0), "tau must be positive"),
+        (lambda: SigmoidSchedule(start=3.0), "start must lie below end"),
+        (lambda: ConstantSchedule(beta=1.0), "beta lies between 0 and 1"),
+    ],
+)
+def test_impossible_schedules_are_refused(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

@@ -263,7 +263,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "model": settings.model,
         "model_hash": pipeline.hash,
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
-        "times": settings.sampling.times().tolist(),
+        "times": pipeline.times(settings.size, settings.sampling).tolist(),
         "size": asdict(settings.size),
         "stages": [refiner.name for refiner in pipeline.refiners[: settings.stages]],
         "fps": final_size(pipeline, settings.size, settings.stages).fps,

@@ -4,7 +4,7 @@ config.yaml  model.safetensors                 denoiser: backbone, schedule, tex
 autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from vidiff import checkpoint, config
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.prediction import Prediction
-from vidiff.diffusion.schedule import CosineSchedule, Schedule
+from vidiff.diffusion.schedule import CosineSchedule, NoiseSchedule, Schedule
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone
@@ -24,7 +24,7 @@ from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.solvers import DPMpp2M, Solver, check_steps
-from vidiff.sampling.times import uniform_times
+from vidiff.sampling.times import ListedSpacing, Spacing, UniformSpacing, noisier
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
 
@@ -39,6 +39,9 @@ class SamplingConfig:
     num_steps: int = 30
     guidance: Guidance = field(default_factory=Guidance)
     negative: str = ""  # empty: the learned null text
+    spacing: Spacing = field(default_factory=UniformSpacing)  # of the steps
+    positions: int = 0  # latent places (f h w) the spacing is meant for; larger clips get noisier steps; 0: any
+    temperature: float = 1.0  # deviation of all noise that is drawn; below 1 is safer and less varied
     last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
@@ -47,12 +50,31 @@ class SamplingConfig:
         check_steps(self.solver, self.num_steps)
         if not 0 <= self.last_t < 1:
             raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
+        if self.positions < 0:
+            raise ConfigError(f"positions is a number of latent places or 0, got {self.positions}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be positive, got {self.temperature}")
+        if isinstance(self.spacing, ListedSpacing):
+            self.spacing.check(self.num_steps)
 
-    def times(self) -> Tensor:
-        """Return the falling times from 1 to 0 that sampling visits, (num_steps + 1,), float64."""
-        if not self.last_t:
-            return uniform_times(self.num_steps)
-        return torch.cat([torch.linspace(1, self.last_t, self.num_steps, dtype=torch.float64), torch.zeros(1)])
+    def times(self, schedule: NoiseSchedule, positions: int = 0) -> Tensor:
+        """Return the falling times that sampling visits, the last one 0, (num_steps + 1,), float64.
+
+        Args:
+            schedule: of the model.
+            positions: places f h w of the latents that are sampled, which set how noisy steps are if ``self.positions``
+                is set; 0 leaves them.
+        """
+        if not self.last_t or isinstance(self.spacing, ListedSpacing):
+            times = self.spacing.times(schedule, self.num_steps)
+        elif isinstance(self.spacing, UniformSpacing) or self.num_steps == 1:
+            times = torch.cat([torch.linspace(1, self.last_t, self.num_steps, dtype=torch.float64), torch.zeros(1)])
+        else:
+            above = self.spacing.times(schedule, self.num_steps - 1)
+            times = torch.cat([self.last_t + (1 - self.last_t) * above, torch.zeros(1)])
+        if self.positions and positions:
+            times = noisier(schedule, times, (positions / self.positions) ** 0.5)
+        return times
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,8 @@ class ModelConfig:
     text_dim: int = 384
     schedule: Schedule = field(default_factory=CosineSchedule)
     predicts: Prediction = "v"
+    sigma_data: float = 1.0  # deviation of what is denoised, which predicts: edm scales by
+    learned_variance: bool = False  # the network says its variance, too
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     size: Size = field(default_factory=lambda: Size(17, 64, 64, 12.0))  # what it was trained on, and the default
     frames: tuple[int, int] = (1, 17)  # fewest and most frames it was trained on
@@ -75,11 +99,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_refines(self.backbone, self.refines, self.pixels)
+        check_variance(self.learned_variance, self.refines)
 
     def denoiser(self, latents: LatentSpec) -> Denoiser:
         """Return the untrained denoiser."""
+        if self.learned_variance:
+            latents = replace(latents, channels=2 * latents.channels)
         backbone = build_backbone(self.backbone, latents, self.text_dim)
-        return Denoiser(backbone, self.schedule, self.predicts, self.text_dim)
+        return Denoiser(
+            backbone,
+            self.schedule,
+            self.predicts,
+            self.text_dim,
+            sigma_data=self.sigma_data,
+            learned_variance=self.learned_variance,
+        )
 
 
 def check_refines(backbone: BackboneConfig, refines: Refinement | None, pixels: PixelAutoencoderConfig | None) -> None:
@@ -89,6 +123,12 @@ def check_refines(backbone: BackboneConfig, refines: Refinement | None, pixels: 
         raise ConfigError("a super-resolution stage has refines and a unet3d backbone with low_res: true; no other has")
     if refines is not None and pixels is None:
         raise ConfigError("a super-resolution stage works on pixels: set pixels, such as {patch_size: 8}")
+
+
+def check_variance(learned: bool, refines: Refinement | None) -> None:
+    """Raise a ConfigError if a super-resolution stage is to learn its variance."""
+    if learned and refines is not None:
+        raise ConfigError("learned_variance is for stages that make clips out of noise alone, not for super-resolution")
 
 
 def save_autoencoder(folder: Path, vae: VideoVAE, dtype: torch.dtype | None = None) -> None:

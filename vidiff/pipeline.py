@@ -1,5 +1,6 @@
 """From prompts to latents: text encoder, denoiser, guidance and solver put together."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from vidiff import resources
 from vidiff.checkpoint import model_hash
 from vidiff.diffusion.denoiser import Denoiser
-from vidiff.diffusion.guidance import guided
+from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.errors import CheckpointError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
 from vidiff.models.build import Autoencoder
@@ -37,6 +38,11 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.denoiser.null_tokens.device
+
+    def times(self, size: Size, sampling: SamplingConfig) -> Tensor:
+        """Return the times that sampling a clip of ``size`` visits, (num_steps + 1,), float64."""
+        shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
+        return sampling.times(self.config.schedule, math.prod(shape[1:]))
 
     @torch.no_grad()
     def sample(
@@ -72,17 +78,26 @@ class Pipeline:
         null = cond.with_text(self.text(negatives))
         device = self.device
         noise = SeededNoise(seeds)
-        latents = noise.randn(*shape).to(device)
+
+        def randn() -> Tensor:
+            return sampling.temperature * noise.randn(*shape).to(device)
+
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(self.denoiser, cond, null, sampling.guidance),
                 self.config.schedule,
                 sampling.solver,
-                latents,
-                sampling.times().to(device),
-                randn=lambda: noise.randn(*shape).to(device),
+                randn(),
+                self.times(size, sampling).to(device),
+                randn=randn,
+                variance=self._variance(cond),
                 on_step=on_step,
             ).float()
+
+    def _variance(self, cond: Conditioning) -> DenoiseFn | None:
+        if not self.denoiser.learned_variance:
+            return None
+        return lambda x, t: self.denoiser.with_variance(x, t, cond)[1]
 
     def text(self, prompts: Sequence[str], denoiser: Denoiser | None = None) -> TextEmbedding:
         """Return the states of ``prompts``; an empty one becomes the null text that ``denoiser`` learned."""

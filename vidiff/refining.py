@@ -138,7 +138,7 @@ class Refiner:
             schedule,
             sampling.solver,
             randn(next(uses)),
-            sampling.times(),
+            sampling.times(schedule),
             randn=lambda: randn(next(uses)),
             on_step=on_step,
         ).float()

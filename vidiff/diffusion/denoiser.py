@@ -5,9 +5,11 @@ from torch import Tensor, nn
 
 from vidiff.diffusion import prediction
 from vidiff.diffusion.prediction import Prediction
-from vidiff.diffusion.schedule import NoiseSchedule
+from vidiff.diffusion.schedule import EDMSchedule, NoiseSchedule
 from vidiff.tensors import expand_as
 from vidiff.types import Conditioning, TextEmbedding
+
+_NOISE_RANGE = 1e-3, 1e3  # of sigma / alpha, whose logarithm a network that predicts edm is told
 
 
 class Denoiser(nn.Module):
@@ -20,10 +22,25 @@ class Denoiser(nn.Module):
         predicts: Prediction,
         text_dim: int,
         null_tokens: int = 1,
+        sigma_data: float = 1.0,
+        learned_variance: bool = False,
     ):
+        """Put a network and its meaning together.
+
+        Args:
+            backbone: the network; with ``learned_variance`` one of 2 C channels, which finds zeros in the second half
+                of its input and says there how the variance lies between its bounds.
+            schedule: how x_t was noised.
+            predicts: what the network says.
+            text_dim: width of a text token's state.
+            null_tokens: how many learned ones stand for no text.
+            sigma_data: deviation of the data, for ``predicts`` edm.
+            learned_variance: whether `with_variance` may be asked.
+        """
         super().__init__()
         prediction.check_prediction(predicts, schedule)
         self.backbone, self.schedule, self.predicts = backbone, schedule, predicts
+        self.sigma_data, self.learned_variance = sigma_data, learned_variance
         self.null_tokens = nn.Parameter(0.02 * torch.randn(null_tokens, text_dim))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -37,12 +54,23 @@ class Denoiser(nn.Module):
         Returns:
             Estimate of x_0, (B, C, f, h, w), float32.
         """
+        return self.with_variance(x_t, t, cond)[0]
+
+    def with_variance(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return the estimate of x_0 and where between its bounds the log-variance lies; see `diffusion.variance`.
+
+        Both are (B, C, f, h, w), float32; the second is in [0, 1] if the network has learned it, and empty (B, 0, f, h,
+        w) if not. Arguments are those of `forward`.
+        """
         # Near t = 1 the difference of alpha from 0 is lost in float32, so the map to x_0 is computed in t's dtype.
         alpha, sigma = (expand_as(v, x_t) for v in self.schedule.alpha_sigma(t))
-        output = self.backbone(x_t.float(), t.float(), cond)
-        return prediction.to_x0(self.predicts, output.to(alpha.dtype), x_t.to(alpha.dtype), alpha, sigma).float()
+        output, share = self._said(x_t.float(), t, cond)
+        x_0 = prediction.to_x0(
+            self.predicts, output.to(alpha.dtype), x_t.to(alpha.dtype), alpha, sigma, self.sigma_data
+        )
+        return x_0.float(), share
 
-    def loss(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def loss(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning, huber: float | None = None) -> Tensor:
         """Return the mean squared error of the network's own target for each sample, (B,), float32.
 
         Args:
@@ -50,14 +78,34 @@ class Denoiser(nn.Module):
             eps: standard normal noise of x_0's shape.
             t: time in [0, 1] of each sample, (B,).
             cond: conditioning of the same B samples.
+            huber: c of the pseudo-Huber loss 2 c (sqrt(d^2 + c^2) - c), which is the squared error d^2 where that is
+                small and grows like 2 c d where it is not (Charbonnier et al., 1997); None is the squared error.
         """
         x_0, eps = x_0.float(), eps.float()
         alpha, sigma = (expand_as(v.float(), x_0) for v in self.schedule.alpha_sigma(t))
-        output = self.backbone(alpha * x_0 + sigma * eps, t.float(), cond).float()
-        wanted = prediction.target(self.predicts, x_0, eps, alpha, sigma)
-        return (output - wanted).square().flatten(1).mean(1)
+        output, _ = self._said(alpha * x_0 + sigma * eps, t, cond)
+        wanted = prediction.target(self.predicts, x_0, eps, alpha, sigma, self.sigma_data)
+        errors = (output.float() - wanted).square()
+        if huber is not None:
+            errors = 2 * huber * ((errors + huber**2).sqrt() - huber)
+        return errors.flatten(1).mean(1)
 
     def null_text(self, batch: int) -> TextEmbedding:
         """Return the learned stand-in for no prompt, for ``batch`` samples."""
         tokens = self.null_tokens.expand(batch, -1, -1)
         return TextEmbedding(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    def _said(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return the network's output and the share of the log-variance for float32 ``x_t``."""
+        told = t.float()
+        if self.predicts == "edm" or isinstance(self.schedule, EDMSchedule):
+            # Inputs of unit variance, whatever the noise (Karras et al., 2022, equation 8: c_in).
+            alpha, sigma = self.schedule.alpha_sigma(t)
+            x_t = x_t / expand_as(torch.hypot(alpha * self.sigma_data, sigma).float(), x_t)
+            if self.predicts == "edm":
+                told = (sigma / alpha).clamp(*_NOISE_RANGE).log().float() / 4  # c_noise
+        if not self.learned_variance:
+            return self.backbone(x_t, told, cond), x_t[:, :0]
+        both = self.backbone(torch.cat([x_t, torch.zeros_like(x_t)], dim=1), told, cond)
+        output, share = both.chunk(2, dim=1)
+        return output, (share.float() + 1) / 2

@@ -6,19 +6,23 @@ t = 1 is noise.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from vidiff.diffusion.discrete import (
+    ConstantSchedule,
+    ExponentialSchedule,
+    LinearSchedule,
+    QuadraticSchedule,
+    ScaledLinearSchedule,
+)
 from vidiff.errors import ConfigError
 from vidiff.tensors import expand_as
 
-_GRID = 1_000  # discrete steps of the published linear schedules
-
 # alpha(1) of the 1000-step cosine schedule whose last beta is clipped to 0.999 (Nichol & Dhariwal, 2021).
-_CLIPPED_ALPHA = math.pi / 2 / _GRID * math.sqrt(1 - 0.999)
+_CLIPPED_ALPHA = math.pi / 2 / 1000 * math.sqrt(1 - 0.999)
 
 
 class NoiseSchedule(Protocol):
@@ -66,44 +70,6 @@ class CosineSchedule:
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
-    """Variance preserving, betas linear in t over 1000 steps (Ho et al., 2020), alpha interpolated between them."""
-
-    kind: Literal["linear"] = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    zero_terminal_snr: bool = False  # rescaled so that no signal is left at t = 1 (Lin et al., 2024, Algorithm 1)
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_start, self.beta_end)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return _interpolated(t, _alphas(self.beta_start, self.beta_end, 1.0, self.zero_terminal_snr))
-
-    def time_at(self, ratio: Tensor) -> Tensor:
-        return _inverted(ratio, _alphas(self.beta_start, self.beta_end, 1.0, self.zero_terminal_snr))
-
-
-@dataclass(frozen=True)
-class ScaledLinearSchedule:
-    """Variance preserving, square roots of the betas linear over 1000 steps (Rombach et al., 2022)."""
-
-    kind: Literal["scaled_linear"] = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    zero_terminal_snr: bool = False
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_start, self.beta_end)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return _interpolated(t, _alphas(self.beta_start, self.beta_end, 0.5, self.zero_terminal_snr))
-
-    def time_at(self, ratio: Tensor) -> Tensor:
-        return _inverted(ratio, _alphas(self.beta_start, self.beta_end, 0.5, self.zero_terminal_snr))
-
-
-@dataclass(frozen=True)
 class FlowSchedule:
     """Straight line from data to noise, alpha + sigma = 1 (Liu et al., 2023).
 
@@ -125,7 +91,90 @@ class FlowSchedule:
         return 1 / (1 + self.shift / ratio)
 
 
-Schedule = CosineSchedule | LinearSchedule | ScaledLinearSchedule | FlowSchedule
+@dataclass(frozen=True)
+class SigmoidSchedule:
+    """Variance preserving, alpha^2 a falling sigmoid between ``start`` and ``end`` (Jabri et al., 2023, Algorithm 6).
+
+    A larger ``tau`` bends it less, a larger ``start`` leaves less signal in the middle.
+    """
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    zero_terminal_snr: bool = True  # False leaves alpha^2 = 1e-9, the published least
+
+    def __post_init__(self) -> None:
+        _positive("tau", self.tau)
+        if not self.start < self.end:
+            raise ConfigError(f"start must lie below end, got {self.start} and {self.end}")
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        high, low = (1 / (1 + math.exp(place / self.tau)) for place in (self.start, self.end))
+        return high, low
+
+    @property
+    def _least(self) -> float:
+        return 0.0 if self.zero_terminal_snr else 1e-9
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        high, low = self._ends
+        falling = torch.sigmoid(-(self.start + t * (self.end - self.start)) / self.tau)
+        share = ((falling - low) / (high - low)).clamp(0, 1)
+        power = self._least + (1 - self._least) * torch.where(t <= 0, 1.0, torch.where(t >= 1, 0.0, share))
+        return power.sqrt(), (1 - power).sqrt()
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        high, low = self._ends
+        power = 1 / (1 + ratio.square())
+        share = ((power - self._least) / (1 - self._least)).clamp(0, 1)
+        place = -self.tau * torch.logit(low + share * (high - low))
+        return ((place - self.start) / (self.end - self.start)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class EDMSchedule:
+    """Variance exploding: alpha = 1, and sigma rises by a power of t (Karras et al., 2022, equation 5).
+
+    Below ``sigma_min`` is data: sigma(0) is 0. Networks see x_t scaled to unit variance; see `Denoiser`.
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _positive("rho", self.rho)
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ConfigError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def _roots(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self._roots
+        sigma = (low + t * (high - low)) ** self.rho
+        return torch.ones_like(t), sigma.masked_fill(t <= 0, 0)
+
+    def time_at(self, ratio: Tensor) -> Tensor:
+        low, high = self._roots
+        return ((ratio ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+
+
+Schedule = (
+    CosineSchedule
+    | LinearSchedule
+    | ScaledLinearSchedule
+    | QuadraticSchedule
+    | ExponentialSchedule
+    | ConstantSchedule
+    | SigmoidSchedule
+    | FlowSchedule
+    | EDMSchedule
+)
 
 
 def log_snr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
@@ -146,40 +195,6 @@ def has_no_signal_at_end(schedule: NoiseSchedule) -> bool:
     return alpha.item() == 0.0
 
 
-@lru_cache
-def _alphas(beta_start: float, beta_end: float, power: float, zero_terminal_snr: bool) -> Tensor:
-    """Return alpha at the 1001 times k / 1000, float64: 1, then the square roots of the cumulative products."""
-    # On the CPU by name: the table is kept for all callers, and one may be building a model on the meta device.
-    roots = torch.linspace(beta_start**power, beta_end**power, _GRID, dtype=torch.float64, device="cpu")
-    betas = roots ** (1 / power)
-    alphas = (1 - betas).cumprod(0).sqrt()
-    if zero_terminal_snr:
-        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    return torch.cat([alphas.new_ones(1), alphas])
-
-
-def _interpolated(t: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    position = t.double().clamp(0, 1) * _GRID
-    below = position.floor().clamp(max=_GRID - 1).long()
-    alphas = alphas.to(t.device)
-    alpha = torch.lerp(alphas[below], alphas[below + 1], position - below)
-    return alpha.to(t.dtype), (1 - alpha.square()).clamp(min=0).sqrt().to(t.dtype)
-
-
-def _inverted(ratio: Tensor, alphas: Tensor) -> Tensor:
-    alphas = alphas.to(ratio.device)
-    alpha = 1 / torch.hypot(ratio.double(), torch.ones_like(ratio, dtype=torch.float64))
-    # alphas fall; searchsorted wants them to rise
-    above = (_GRID - torch.searchsorted(alphas.flip(0).contiguous(), alpha, right=True)).clamp(0, _GRID - 1)
-    share = (alphas[above] - alpha) / (alphas[above] - alphas[above + 1])
-    return ((above + share) / _GRID).clamp(0, 1).to(ratio.dtype)
-
-
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} must be positive, got {value}")
-
-
-def _check_betas(start: float, end: float) -> None:
-    if not 0 < start <= end < 1:
-        raise ConfigError(f"betas must rise between 0 and 1, got beta_start {start}, beta_end {end}")

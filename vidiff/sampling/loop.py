@@ -41,6 +41,7 @@ class Problem:
     schedule: NoiseSchedule
     randn: Callable[[], Tensor] | None = None  # of the latents' shape; only stochastic solvers need it
     num_steps: int = 1  # of the whole run
+    variance: DenoiseFn | None = None  # the share of the log-variance that a network has learned
 
     def x_0(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the estimate of x_0 (B, C, f, h, w) for ``x`` at one time ``t`` ()."""
@@ -80,6 +81,7 @@ def sample(
     times: Tensor,
     *,
     randn: Callable[[], Tensor] | None = None,
+    variance: DenoiseFn | None = None,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrate from noise to data.
@@ -91,6 +93,7 @@ def sample(
         noise: standard normal latents, (B, C, f, h, w).
         times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
+        variance: where the log-variance lies between its bounds, in [0, 1], for solvers that use a learned one.
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
@@ -98,7 +101,7 @@ def sample(
     """
     num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
-    problem = Problem(denoise, schedule, randn, num_steps)
+    problem = Problem(denoise, schedule, randn, num_steps, variance)
     state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
     for index in range(num_steps):
         state = solver(problem, state, times[index], times[index + 1])

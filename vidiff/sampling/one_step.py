@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from vidiff.diffusion.variance import log_variance
 from vidiff.errors import ConfigError
 from vidiff.sampling.levels import first_order, fresh_share, level
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
@@ -29,9 +30,14 @@ def _ancestral(problem: Problem, state: SolverState, t: Tensor, s: Tensor, eta: 
 
 @dataclass(frozen=True)
 class DDPM:
-    """Ancestral sampling from the posterior q(x_s | x_t, x_0) (Ho et al., 2020, equations 6 and 7)."""
+    """Ancestral sampling from the posterior q(x_s | x_t, x_0) (Ho et al., 2020, equations 6 and 7).
+
+    ``variance`` is the posterior's (fixed_small), that of the noise between s and t (fixed_large), or what the network
+    has learned, for which it is asked once more (Nichol & Dhariwal, 2021).
+    """
 
     kind: Literal["ddpm"] = "ddpm"
+    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_small"
     traits: ClassVar[Traits] = Traits("1", "1", True, "Ho et al., 2020, equations 6 and 7")
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
@@ -43,8 +49,20 @@ class DDPM:
         mean = (kept * at_s.sigma.square() * state.x + at_s.alpha * variance * x_0) / at_t.sigma.square()
         x_s = mean
         if s > 0:
-            x_s = x_s + at_s.sigma * fresh_share(at_t, at_s) * problem.noise(x_s)
+            x_s = x_s + self._deviation(problem, state.x, t, s) * problem.noise(x_s)
         return SolverState(x_s.to(state.x.dtype), (Estimate(state.x, x_0, t),))
+
+    def _deviation(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Return the deviation of the noise that is added, () or (B, C, f, h, w)."""
+        at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
+        if self.variance == "fixed_small":
+            return at_s.sigma * fresh_share(at_t, at_s)
+        if self.variance == "fixed_large":
+            return at_t.sigma * fresh_share(at_t, at_s)
+        if problem.variance is None:
+            raise ConfigError("ddpm: this model has learned no variance; use fixed_small or fixed_large")
+        share = problem.variance(x, t.expand(len(x)))
+        return (log_variance(problem.schedule, share, t.expand(len(x)), s.expand(len(x))) / 2).exp()
 
 
 @dataclass(frozen=True)

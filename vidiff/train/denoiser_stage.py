@@ -13,16 +13,18 @@ from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
 from vidiff.diffusion.prediction import Prediction, check_prediction
 from vidiff.diffusion.schedule import CosineSchedule, Schedule, log_snr, noised
-from vidiff.diffusion.training_times import StratifiedTimes, TrainingTimes
+from vidiff.diffusion.training_times import ImportanceTimes, StratifiedTimes, TrainingTimes
+from vidiff.diffusion.variance import neighbors, step_kl
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
 from vidiff.errors import ConfigError
-from vidiff.model_folder import ModelConfig, SamplingConfig, check_refines
+from vidiff.model_folder import ModelConfig, SamplingConfig, check_refines, check_variance
 from vidiff.models.build import Autoencoder, BackboneConfig
 from vidiff.models.dit import DiTConfig
 from vidiff.models.pixels import PixelAutoencoderConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
+from vidiff.sampling.times import UniformSpacing
 from vidiff.train.autoencoder_stage import to_uint8
 from vidiff.train.cache import CachedText
 from vidiff.train.held_out import EvaluationConfig
@@ -46,6 +48,9 @@ class DenoiserStageConfig:
     predicts: Prediction = "v"
     times: TrainingTimes = field(default_factory=StratifiedTimes)
     weighting: Weighting = field(default_factory=SimpleWeighting)
+    sigma_data: float | None = None  # deviation of the latents, for predicts: edm; None is 1
+    huber: float | None = None  # c of the pseudo-Huber loss; None is the squared error
+    learned_variance: float | None = None  # weight of the bound that teaches the variance; None is a fixed one
     drop_text: float = 0.1  # how often the text is replaced by the learned null text
     single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
     clip_share: float = 1.0  # of a batch, what steps on whole clips take: those on single frames cost far less a sample
@@ -64,6 +69,10 @@ class DenoiserStageConfig:
             raise ConfigError(f"clip_share is a share above 0 and up to 1, got {self.clip_share}")
         check_prediction(self.predicts, self.schedule)
         check_refines(self.backbone, self.refines, self.pixels)
+        check_variance(self.learned_variance is not None, self.refines)
+        for name in ("sigma_data", "huber", "learned_variance"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{self.name}: {name} must be positive, got {value}")
         if self.evaluate is not None and (self.refines is not None or self.single_frames == 1):
             raise ConfigError(f"{self.name}: evaluate is for stages that make clips out of captions alone")
 
@@ -87,10 +96,13 @@ class DenoiserStage:
         self.identity = identity
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.sampling: SamplingConfig = model_config.sampling
+        self.state: dict[str, Tensor] = {}  # see `vidiff.train.stage`
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed)
             self.denoiser: Denoiser = model_config.denoiser(autoencoder.latents)
         self.models: dict[str, nn.Module] = {"model": self.denoiser}
+        if isinstance(config.times, ImportanceTimes):
+            self.state["losses"] = config.times.memory()
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
@@ -129,14 +141,36 @@ class DenoiserStage:
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.latents is not None and batch.text is not None
         x_0, device = batch.latents, generator.device
-        t = self.config.times.draw(len(x_0), generator)
+        t, chances = self._times(len(x_0), generator)
         eps = torch.randn(x_0.shape, generator=generator, device=device)
         drop = torch.rand(len(x_0), generator=generator, device=device) < self.config.drop_text
         cond = Conditioning(batch.text, batch.first_frame, *self._noised(batch.low_res, generator))
         cond = cond.drop_text(drop, self.denoiser.null_text(len(x_0)))
-        loss = self.denoiser.loss(x_0, eps, t, cond)
-        weights = self.config.weighting.weights(log_snr(self.config.schedule, t), self.config.predicts)
-        return {"total": (loss * weights.to(loss)).mean(), "mse": loss.detach().mean()}
+        loss = self.denoiser.loss(x_0, eps, t, cond, self.config.huber)
+        ratio = log_snr(self.config.schedule, t)
+        weights = self.config.weighting.weights(ratio, self.config.predicts, self.config.sigma_data or 1.0)
+        total, bound = loss * weights.to(loss), {}
+        if self.config.learned_variance is not None:
+            bits = self._bound(x_0, eps, t, cond)
+            total, bound = total + self.config.learned_variance * bits, {"bound": bits.detach().mean()}
+        if isinstance(self.config.times, ImportanceTimes):
+            self.state["losses"] = self.config.times.remembered(self.state["losses"], t, total.detach())
+        return {"total": (total * chances).mean(), "mse": loss.detach().mean()} | bound
+
+    def _times(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return times and by how much the losses there count, both (B,)."""
+        times = self.config.times
+        if isinstance(times, ImportanceTimes):
+            return times.drawn_from(self.state["losses"], count, generator)
+        t = times.draw(count, generator, self.config.schedule)
+        return t, torch.ones_like(t)
+
+    def _bound(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the bits of a step of the variational bound, for the variance that the network says, (B,)."""
+        schedule = self.config.schedule
+        t, s = neighbors(t)
+        found, share = self.denoiser.with_variance(noised(schedule, x_0, eps, t), t, cond)
+        return step_kl(schedule, x_0, found, share, t, s).float()
 
     def _noised(self, low_res: Tensor | None, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Return the guess with a random amount of noise, and the time that tells how much (Ho et al., 2022)."""
@@ -166,7 +200,7 @@ class DenoiserStage:
             self.config.schedule,
             self.sampling.solver,
             noise.randn(*shape).to(device),
-            replace(self.sampling, num_steps=12).times(),
+            replace(self.sampling, num_steps=12, spacing=UniformSpacing()).times(self.config.schedule),
             randn=lambda: noise.randn(*shape).to(device),
         )
         clips = to_uint8(self.autoencoder.decode(latents)).cpu()

@@ -6,7 +6,7 @@ The teacher is a guided denoiser, so its guidance is baked in and the student ne
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Classroom:
     student: DenoiseFn  # without a gradient
     schedule: NoiseSchedule
     sampling: SamplingConfig  # how the student will be sampled
-    x_0: Tensor  # clean latents, (B, C, f, h, w)
+    x_0: Tensor  # clean latents, (B, C, f, h, w); of their shape where the method takes no clips
     generator: torch.Generator
 
     def noise(self) -> Tensor:
@@ -60,6 +60,7 @@ class TrajectoryDistillation:
     """
 
     kind: Literal["trajectory"] = "trajectory"
+    takes_clips: ClassVar[bool] = False
     teacher_steps: int = 13
     solver: Solver = field(default_factory=DPMpp2M)
 
@@ -78,7 +79,7 @@ class TrajectoryDistillation:
     def lesson(self, room: Classroom) -> Lesson:
         """Return one lesson for each of the student's steps."""
         fixed = 1 if room.sampling.last_t else 0
-        times = room.sampling.times()
+        times = room.sampling.times(room.schedule)
         every = (self.teacher_steps - fixed) // max(room.sampling.num_steps - fixed, 1)
         problem = Problem(room.teacher, room.schedule, room.noise, self.teacher_steps)
         state = SolverState(room.noise() * level(room.schedule, times[0]).sigma.float())
@@ -101,13 +102,14 @@ class ProgressiveDistillation:
     """One step of the student is two of the teacher (Salimans & Ho, 2022, Algorithm 2)."""
 
     kind: Literal["progressive"] = "progressive"
+    takes_clips: ClassVar[bool] = True
 
     def check(self, sampling: SamplingConfig) -> None:
         """Any number of steps can be halved."""
 
     def lesson(self, room: Classroom) -> Lesson:
         """Return a lesson for a random step of the student each."""
-        times = room.sampling.times().to(room.x_0.device)
+        times = room.sampling.times(room.schedule).to(room.x_0.device)
         step = room.drawn(room.sampling.num_steps)
         t, s = times[step], times[step + 1]
         x_t = noised(room.schedule, room.x_0, room.noise(), t)
@@ -129,6 +131,7 @@ class ConsistencyDistillation:
     """
 
     kind: Literal["consistency"] = "consistency"
+    takes_clips: ClassVar[bool] = True
     teacher_steps: int = 25
     skip: int = 1  # steps of the teacher's grid that are taken at once
 

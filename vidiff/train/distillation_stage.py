@@ -154,7 +154,7 @@ class DistillationStage:
             self.schedule,
             self.config.sampling.solver,
             noise.randn(*shape).to(where),
-            self.config.sampling.times(),
+            self.config.sampling.times(self.schedule),
             randn=lambda: noise.randn(*shape).to(where),
         )
         clips = to_uint8(self.autoencoder.decode(made)).cpu()
@@ -162,6 +162,16 @@ class DistillationStage:
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do."""
+
+
+class _Blank:
+    """Stands for latents where only their shape is used."""
+
+    def __init__(self, shape: tuple[int, int, int, int]):
+        self.shape = shape
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(self.shape, dtype=torch.float16)
 
 
 def train_student(
@@ -179,7 +189,12 @@ def train_student(
     autoencoder = autoencoder_of(settings, folder / AUTOENCODER).to(device())
     encoder = build_text_encoder(settings.text, device())
     hashed = model_hash(folder / AUTOENCODER if settings.pixels is None else folder)
-    latents = cached_latents(cache, autoencoder, hashed, data, console)
+    latents: Latents
+    if stage_config.method.takes_clips:
+        latents = cached_latents(cache, autoencoder, hashed, data, console)
+    else:
+        size = data.config
+        latents = _Blank(autoencoder.latents.shape(size.frames, size.height, size.width))
     text = cached_text(cache, encoder, encoder.fingerprint, data, console)
     teacher, student = (load_denoiser(folder, settings, autoencoder.latents) for _ in range(2))
     student.requires_grad_(True)

@@ -197,7 +197,7 @@ class HeldOutEvaluation:
             self.model_config.schedule,
             sampling.solver,
             noise.randn(*shape).to(device),
-            sampling.times().to(device),
+            sampling.times(self.model_config.schedule).to(device),
             randn=lambda: noise.randn(*shape).to(device),
         )
         return to_uint8(self.autoencoder.decode(latents.float())).cpu()

@@ -324,6 +324,8 @@ def model_config_of(
         text_dim=text_dim,
         schedule=stage.schedule,
         predicts=stage.predicts,
+        sigma_data=stage.sigma_data or 1.0,
+        learned_variance=stage.learned_variance is not None,
         sampling=stage.sampling or recipe.sampling,
         size=Size(size.frames, size.height, size.width, fps),
         frames=(1 if stage.single_frames or stage.starts_from else size.frames, size.frames),

@@ -22,7 +22,11 @@ class Evaluation(Protocol):
 
 
 class Stage(Protocol):
-    """One stage of a recipe: the modules to train, the samples they see, and the losses."""
+    """One stage of a recipe: the modules to train, the samples they see, and the losses.
+
+    A stage may hold an ``evaluation``, and as ``state`` tensors by name that its losses change, such as what it
+    remembers of earlier ones: checkpoints hold them, so that a resumed run equals an unbroken one.
+    """
 
     name: str
     models: dict[str, nn.Module]

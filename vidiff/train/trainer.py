@@ -195,6 +195,8 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         tensors = {"ema": self.ema.state_dict()}
+        if state := getattr(self.stage, "state", None):
+            tensors["state"] = state
         for name, model in self.stage.models.items():
             tensors[name] = model.state_dict()
             for kind, optimizer in self.optimizers[name].members.items():
@@ -210,6 +212,8 @@ class _Run:
                 for kind, optimizer in self.optimizers[name].members.items():
                     checkpoint.restore_optimizer(optimizer, found.tensors(f"{name}-{kind}"))
             _load_state(self.ema.shadow, found.tensors("ema"), found.path)
+            if state := getattr(self.stage, "state", None):
+                state.update(found.tensors("state"))
             self.step = found.step
             self.log.note(f"{self.stage.name}: going on from step {self.step}")
         self.log.begin(self.step)
