@@ -151,7 +151,9 @@ def test_the_exploding_schedule_has_the_published_levels_and_nothing_below_the_l
     assert (alpha == 1).all() and torch.allclose(sigma[:-1], published[:-1]) and sigma[-1] == 0
     t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
     assert torch.allclose(schedule.time_at(schedule.alpha_sigma(t)[1]), t)
-    assert schedule.time_at(torch.tensor([0.001, 1e9])).tolist() == [0.0, 1.0]
+    found = schedule.time_at(torch.tensor([0.0, 0.002, 0.001, 1e9], dtype=torch.float64))
+    assert found[0] == 0 and found[-1] == 1
+    assert schedule.alpha_sigma(found[1:3])[1].tolist() == pytest.approx([0.002, 0.002])
 
 
 @pytest.mark.parametrize(

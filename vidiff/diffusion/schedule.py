@@ -161,7 +161,8 @@ class EDMSchedule:
 
     def time_at(self, ratio: Tensor) -> Tensor:
         low, high = self._roots
-        return ((ratio ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+        t = ((ratio ** (1 / self.rho) - low) / (high - low)).clamp(1e-9, 1)  # the least noise is no data yet
+        return t.masked_fill(ratio <= 0, 0)
 
 
 Schedule = (
