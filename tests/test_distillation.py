@@ -18,6 +18,7 @@ from vidiff.pipeline import load
 from vidiff.sampling.loop import sample
 from vidiff.sampling.multistep import DPMpp2M
 from vidiff.sampling.one_step import DDIM
+from vidiff.train.checkpoint_model import checkpoint_models
 from vidiff.train.distillation import (
     Classroom,
     ConsistencyDistillation,
@@ -192,6 +193,51 @@ def test_rounds_of_distillation_teach_one_another(clips, teacher, tmp_path):
     second = stage("eight", name="four", method=ProgressiveDistillation())
     folder = run(recipe(clips, first, second), tmp_path, QUIET)
     assert load(folder).config.sampling.num_steps == 4
+
+
+@pytest.mark.parametrize(("steps", "last_t"), [(8, 0.5), (7, 0.25), (4, 0.5)])
+def test_a_round_that_does_not_halve_the_round_before_is_refused(clips, teacher, steps, last_t):
+    def rounds(steps, last_t):
+        first = replace(FEW, num_steps=steps, last_t=last_t)
+        second = stage("first", method=ProgressiveDistillation(), sampling=replace(FEW, last_t=0.5))
+        return recipe(clips, stage(teacher, name="first", method=ProgressiveDistillation(), sampling=first), second)
+
+    assert rounds(7, 0.5).stages[1].teacher == "first"
+    with pytest.raises(ConfigError, match=f"4 steps with last_t 0.5 halve 7 of first .* got {steps} with {last_t}"):
+        rounds(steps, last_t)
+
+
+def test_checkpoints_of_a_student_are_whole_models(clips, teacher, tmp_path):
+    model = run(recipe(clips, stage(teacher)), tmp_path / "run", QUIET, torch.float32)
+    names, found = checkpoint_models([str(tmp_path / "run" / "fast")], tmp_path / "out")
+    steps = {found[name].step: load(found[name].folder) for name in names}
+    assert steps.keys() == {2, 3} and steps[3].config == load(model).config
+    for name, weight in load(model).denoiser.state_dict().items():
+        assert torch.equal(weight, steps[3].denoiser.state_dict()[name])
+
+
+def test_whom_to_attribute_goes_with_the_weights_and_what_was_measured_does_not(clips, teacher, tmp_path):
+    (teacher / "ATTRIBUTION.txt").write_text("by someone")
+    (teacher / "README.md").write_text("scores 0.9")
+    model = run(recipe(clips, stage(teacher)), tmp_path, QUIET)
+    assert (model / "ATTRIBUTION.txt").read_text() == "by someone" and not (model / "README.md").exists()
+
+
+def test_the_teacher_is_asked_where_the_latents_are():
+    asked = []
+
+    def teacher(x_t, t):
+        asked.append((x_t.device.type, t.device.type))
+        return x_t
+
+    class Elsewhere(Classroom):
+        def noise(self):
+            return torch.zeros(self.x_0.shape, device=self.x_0.device)
+
+    x_0 = torch.zeros(2, 1, 1, 1, 1, device="meta")
+    there = Elsewhere(teacher, teacher, CosineSchedule(), FEW, x_0, torch.Generator())
+    lesson = TrajectoryDistillation(teacher_steps=8, solver=DDIM()).lesson(there)
+    assert asked == [("meta", "meta")] * 8 and lesson.t.device == lesson.x_0.device == x_0.device
 
 
 def test_the_guidance_of_the_teacher_is_what_is_learned(clips, teacher):

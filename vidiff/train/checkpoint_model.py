@@ -15,12 +15,15 @@ from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.files import atomic_path, os_errors_named, remove, sha256_of, write_text
 from vidiff.model_folder import AUTOENCODER, load_autoencoder, save_autoencoder
 from vidiff.train.denoiser_stage import DenoiserStageConfig
+from vidiff.train.distillation_stage import DistillationStageConfig, save_student, teacher_folder
 from vidiff.train.recipe import Recipe, decisive, decoders_of, model_config_of
 from vidiff.train.trainer import differences
 from vidiff.weights import CONFIG_NAME, WEIGHTS_NAME
 
 _STEP = re.compile(r"step-(\d+)")
 _SOURCE = "checkpoint.json"
+
+ClipMaker = DenoiserStageConfig | DistillationStageConfig
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ def _as_model(path: Path, out: Path) -> Path:
     run_dir = path.parent.parent
     recipe = _recipe(run_dir)
     stage = _stage(path, recipe)
-    autoencoder = None if stage.pixels is not None else _autoencoder(path, stage, recipe)
+    base = _base(path, stage, recipe)
     with os_errors_named(path):
         manifest = (path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else b""
     settings = config.to_dict((decisive(stage, recipe), stage.sampling or recipe.sampling, stage.data or recipe.data))
-    made_of = (settings, recipe.name, autoencoder and model_hash(autoencoder), hashlib.sha256(manifest).hexdigest())
+    made_of = (settings, recipe.name, base and model_hash(base), hashlib.sha256(manifest).hexdigest())
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     target = out / f"{stage.name}-{path.name}-{digest[:12]}"
     if manifest and _is_whole(target):
@@ -107,7 +110,7 @@ def _as_model(path: Path, out: Path) -> Path:
     _check_identity(found, stage, recipe, run_dir)
     remove(target)
     with os_errors_named(target), atomic_path(target) as temporary:
-        _write(temporary, found, stage, recipe, autoencoder)
+        _write(temporary, found, stage, recipe, base)
         source = {"checkpoint": str(path.resolve()), "step": found.step, "model_hash": model_hash(temporary)}
         write_text(temporary / _SOURCE, json.dumps(source, indent=1))
     return target
@@ -132,15 +135,19 @@ def _recipe(run_dir: Path) -> Recipe:
         raise ConfigError(f"{path}: not a recipe that can be read: {last.strip()}") from error
 
 
-def _stage(path: Path, recipe: Recipe) -> DenoiserStageConfig:
+def _stage(path: Path, recipe: Recipe) -> ClipMaker:
     """Return the stage of a checkpoint; raises CheckpointError if it makes no clips by itself."""
     stages = {stage.name: stage for stage in recipe.stages}
     name = path.parent.name
     if name not in stages:
         raise CheckpointError(f"{path}: the run's recipe has no stage {name!r}.{did_you_mean(name, stages)}")
     stage = stages[name]
+    if isinstance(stage, DistillationStageConfig):
+        return stage
     if not isinstance(stage, DenoiserStageConfig):
-        raise CheckpointError(f"{path}: {name} is a stage of kind {stage.kind}; only denoisers make clips")
+        raise CheckpointError(
+            f"{path}: {name} is a stage of kind {stage.kind}; only denoisers and their students make clips"
+        )
     if stage.refines is not None:
         raise CheckpointError(
             f"{path}: {name} refines clips of another stage; evaluate the whole cascade: --model RUN/model --stages all"
@@ -150,20 +157,30 @@ def _stage(path: Path, recipe: Recipe) -> DenoiserStageConfig:
     return stage
 
 
-def _autoencoder(path: Path, stage: DenoiserStageConfig, recipe: Recipe) -> Path:
-    """Return the export of the stage's autoencoder, or of the last finished one that trained its decoder on."""
+def _base(path: Path, stage: ClipMaker, recipe: Recipe) -> Path | None:
+    """Return the folder that the rest of the model comes from, if there is a rest.
+
+    It is a student's teacher, or the export of a denoiser's autoencoder: of the last finished stage that trained its
+    decoder on.
+    """
+    if isinstance(stage, DistillationStageConfig):
+        return teacher_folder(stage.teacher, path.parent.parent)
+    if stage.pixels is not None:
+        return None
     exports = [path.parent.parent / name / "export" for name in decoders_of(stage.autoencoder, recipe)]
     if not (exports[0] / CONFIG_NAME).is_file():
         raise CheckpointError(f"{path}: its autoencoder is not there ({exports[0] / CONFIG_NAME} is missing)")
     return [exports[0], *(export for export in exports[1:] if (export / "stage.json").is_file())][-1]
 
 
-def _check_identity(found: Checkpoint, stage: DenoiserStageConfig, recipe: Recipe, run_dir: Path) -> None:
+def _check_identity(found: Checkpoint, stage: ClipMaker, recipe: Recipe, run_dir: Path) -> None:
     """Refuse a checkpoint of other settings, or of other latents, than the run folder tells of now."""
     now, saved = decisive(stage, recipe), found.meta.get("identity")
     if not isinstance(saved, dict):
         raise CheckpointError(f"{found.path}: does not say what it is of; it is no checkpoint of vidiff train")
-    if stage.pixels is None:
+    if isinstance(stage, DistillationStageConfig):
+        now["weights of its teacher"] = model_hash(teacher_folder(stage.teacher, run_dir))
+    elif stage.pixels is None:
         weights = f"weights of {stage.autoencoder}"
         now[weights] = sha256_of(run_dir / stage.autoencoder / "export" / WEIGHTS_NAME)
     differing = list(differences({key: saved.get(key) for key in now}, now))
@@ -171,15 +188,17 @@ def _check_identity(found: Checkpoint, stage: DenoiserStageConfig, recipe: Recip
         raise CheckpointError(f"{found.path}: does not fit its run any more: {'; '.join(differing)}")
 
 
-def _write(
-    folder: Path, found: Checkpoint, stage: DenoiserStageConfig, recipe: Recipe, autoencoder: Path | None
-) -> None:
+def _write(folder: Path, found: Checkpoint, stage: ClipMaker, recipe: Recipe, base: Path | None) -> None:
     weights = found.tensors("ema")
     if "null_tokens" not in weights:
         raise CheckpointError(f"{found.path}: holds no denoiser")
+    if isinstance(stage, DistillationStageConfig):
+        assert base is not None
+        save_student(folder, stage, base, recipe.name, weights)
+        return
     data = stage.data or recipe.data
     fps = data.fps or open_clips(data).fps  # the rate of clips that are taken as they are is known from them alone
     settings = model_config_of(stage, recipe, weights["null_tokens"].shape[1], data, fps)
-    if autoencoder is not None:
-        save_autoencoder(folder / AUTOENCODER, load_autoencoder(autoencoder))
+    if base is not None:
+        save_autoencoder(folder / AUTOENCODER, load_autoencoder(base))
     save_model(folder, config.to_dict(settings), weights)

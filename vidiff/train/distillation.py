@@ -79,7 +79,7 @@ class TrajectoryDistillation:
     def lesson(self, room: Classroom) -> Lesson:
         """Return one lesson for each of the student's steps."""
         fixed = 1 if room.sampling.last_t else 0
-        times = room.sampling.times(room.schedule)
+        times = room.sampling.times(room.schedule).to(room.x_0.device)
         every = (self.teacher_steps - fixed) // max(room.sampling.num_steps - fixed, 1)
         problem = Problem(room.teacher, room.schedule, room.noise, self.teacher_steps)
         state = SolverState(room.noise() * level(room.schedule, times[0]).sigma.float())
@@ -87,14 +87,14 @@ class TrajectoryDistillation:
         for number, (t, s) in enumerate(pairwise(times)):
             last = number == len(times) - 2
             parts = 1 if last and fixed else every
-            for begin, end in pairwise(torch.linspace(t, s, parts + 1, dtype=torch.float64)):
+            for begin, end in pairwise(torch.linspace(t, s, parts + 1, dtype=torch.float64, device=t.device)):
                 state = self.solver(problem, state, begin, end)
             stops.append(state.x)
         found = [
             _leads_to(room.schedule, *around, *ts) for around, ts in zip(pairwise(stops), pairwise(times), strict=True)
         ]
         t = times[:-1].repeat_interleave(len(room.x_0))
-        return Lesson(torch.cat(stops[:-1]), t.to(room.x_0.device), torch.cat(found))
+        return Lesson(torch.cat(stops[:-1]), t, torch.cat(found))
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ class ProgressiveDistillation:
 
     def check(self, sampling: SamplingConfig) -> None:
         """Any number of steps can be halved."""
+
+    def teacher_steps(self, sampling: SamplingConfig) -> int:
+        """Return how many steps the teacher takes where the student takes ``sampling``'s."""
+        return 2 * sampling.num_steps - (1 if sampling.last_t else 0)  # the last step is one for both
 
     def lesson(self, room: Classroom) -> Lesson:
         """Return a lesson for a random step of the student each."""
@@ -164,7 +168,7 @@ def _ddim(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tenso
 
 def _leads_to(schedule: NoiseSchedule, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return the x_0 with which the step of `_ddim` from ``x_t`` ends at ``x_s`` (Salimans & Ho, 2022, equation 43)."""
-    t, s = (time.expand(len(x_t)).to(x_t.device) for time in (t, s))
+    t, s = t.expand(len(x_t)), s.expand(len(x_t))
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(schedule, x_t, t), _levels(schedule, x_t, s)
     kept = sigma_s / sigma_t
     return ((x_s - kept * x_t) / (alpha_s - kept * alpha_t)).to(x_t.dtype)

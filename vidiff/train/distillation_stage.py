@@ -200,6 +200,15 @@ def train_student(
     student.requires_grad_(True)
     stage = DistillationStage(stage_config, settings, teacher, student, data, latents, text, autoencoder, identity)
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    # What else the teacher's folder holds is the student's, too: autoencoder and refining stages.
-    shutil.copytree(folder, export, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md", "*.txt", "stage.json"))
-    save_model(export, to_dict(replace(settings, name=name, sampling=stage_config.sampling)), ema.state_dict())
+    save_student(export, stage_config, folder, name, ema.state_dict())
+
+
+def save_student(
+    folder: Path, stage: DistillationStageConfig, teacher: Path, name: str, weights: dict[str, Tensor]
+) -> None:
+    """Write a student of the model in ``teacher`` into ``folder`` as a whole model, called ``name``."""
+    settings: ModelConfig = read_config(ModelConfig, teacher)
+    # What else the teacher's folder holds is the student's, too: autoencoder, refining stages, and whom to attribute.
+    # What was measured of the teacher is not.
+    shutil.copytree(teacher, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md", "stage.json"))
+    save_model(folder, to_dict(replace(settings, name=name, sampling=stage.sampling)), weights)

@@ -37,6 +37,7 @@ from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageCon
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.contrast import ContrastCaptions
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.train.distillation import ProgressiveDistillation
 from vidiff.train.distillation_stage import DistillationStageConfig, teacher_folder, train_student
 from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
 from vidiff.train.held_out import HeldOutEvaluation, check_evaluated
@@ -108,13 +109,21 @@ def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig
 
 def _check_teacher(stage: DistillationStageConfig, earlier: dict[str, StageConfig]) -> None:
     """Raise a ConfigError if there is no teacher of that name, or an earlier stage of that name is none."""
-    if stage.teacher not in earlier:
+    teacher = earlier.get(stage.teacher)
+    if teacher is None:
         teacher_folder(stage.teacher)
-    elif not isinstance(earlier[stage.teacher], DistillationStageConfig):
+    elif not isinstance(teacher, DistillationStageConfig):
         raise ConfigError(
             f"stage {stage.name}: its teacher {stage.teacher} is a stage and no whole model; give the model folder "
             "that a recipe leaves, or an earlier distillation stage"
         )
+    elif isinstance(stage.method, ProgressiveDistillation):
+        before, steps = teacher.sampling, stage.method.teacher_steps(stage.sampling)
+        if (before.num_steps, before.last_t) != (steps, stage.sampling.last_t):
+            raise ConfigError(
+                f"stage {stage.name}: its {stage.sampling.num_steps} steps with last_t {stage.sampling.last_t:g} halve "
+                f"{steps} of {stage.teacher} with the same last_t, got {before.num_steps} with {before.last_t:g}"
+            )
 
 
 def _check_sizes(stage: DenoiserStageConfig, data: ClipsConfig) -> None:
