@@ -21,7 +21,7 @@ from vidiff.sampling.loop import Problem
 Variance = Literal["fixed_small", "fixed_large"]
 OnStep = Callable[[int], None]
 
-# Of sigma / alpha: a fifth of the way from one 8-bit level of [-1, 1] to the next, and what Karras et al. (2022) end at.
+# Of sigma / alpha, where Karras et al. (2022) end: a quarter of the way from one 8-bit level of [-1, 1] to the next.
 LEAST_NOISE = 0.002
 
 _BIT = math.log(2)  # in nats
@@ -126,11 +126,11 @@ def variational_bound(
 ) -> Bound:
     """Return how many bits ancestral sampling backwards over ``times`` needs for ``x_0`` at most.
 
-    Every step is a Kullback-Leibler divergence of two normal distributions of x_s, of which one knows x_0 and the
-    other its estimate (Sohl-Dickstein et al., 2015, equation 14). It is estimated by one noise; the sum of all has no
-    bias. The reverse step has the variance of q(x_s | x_t, x_0), which is right where data are single points
-    (``fixed_small``), or that of q(x_s | x_t) for data of unit variance (``fixed_large``; Ho et al., 2020, section 3.2).
-    What decodes has the latter, which is all that is left of the former at the first time.
+    Every step costs the Kullback-Leibler divergence of two normal distributions of x_s, of which one knows x_0 and the
+    other its estimate (Sohl-Dickstein et al., 2015, equation 14; Ho et al., 2020, equation 5). One noise is drawn for
+    each: the sum has no bias. The model's has the variance of q(x_s | x_t, x_0), which is right where data are single
+    points (``fixed_small``), or that of q(x_s | x_t) for data of unit variance (``fixed_large``; Ho et al., section
+    3.2). The decoder always has the latter: the former is 0 there.
 
     Args:
         denoise: estimates x_0.
@@ -177,12 +177,12 @@ def flow_bits(
 ) -> Tensor:
     """Return -log2 of the density that the probability-flow ODE gives ``x_0``, (B,).
 
-    With (cos phi, sin phi) = (alpha, sigma) / hypot(alpha, sigma) and z = x / hypot(alpha, sigma), the ODE of Song et al.
-    (2021, equation 13) is dz / dphi = (cos phi z - x_0) / sin phi. The level is log tan(phi / 2), and dphi / dlevel is
-    sin phi: so dz / dlevel = cos phi z - x_0, which is regular everywhere. It is solved by the classical fourth-order
-    Runge-Kutta method, together with the log-density, whose change is minus the divergence, estimated with fixed probes
-    (Grathwohl et al., 2019, equation 8). The data stand for samples at ``t_min``, as in Song et al.: what is found is the
-    density of data plus noise of that deviation.
+    With (cos phi, sin phi) = (alpha, sigma) / hypot(alpha, sigma) and z = x / hypot(alpha, sigma), the ODE of Song et
+    al. (2021, equation 13) is dz / dphi = (cos phi z - x_0) / sin phi. The level is log tan(phi / 2), and dphi / dlevel
+    is sin phi: so dz / dlevel = cos phi z - x_0, which is regular everywhere. It is solved by the classical Runge-Kutta
+    method of fourth order, together with the log-density, which changes by minus the divergence, estimated with probes
+    that stay the same all the way (Grathwohl et al., 2019, equation 8). The data stand for samples at ``t_min``, as in
+    Song et al.: what is found is the density of data and the noise of that time, taken where the data are.
 
     Args:
         denoise: estimates x_0; gradients must pass from its result to x_t.
