@@ -17,6 +17,7 @@ from vidiff.metrics.likelihood import (
     flow_bits,
     level_times,
     rademacher,
+    time_of_noise,
     variational_bound,
 )
 
@@ -61,14 +62,10 @@ def even_noise(shape, seed=0):
     ).reshape(shape)
 
 
-def time_of(schedule, noise):
-    return float(schedule.time_at(torch.tensor(noise, dtype=torch.float64)))
-
-
 def gap(density, num_steps, variance="fixed_small", count=256):
     """Return how many bits a dimension the bound is above the truth, on average."""
     x_0, exact = drawn(density, count)
-    times = level_times(density.schedule, num_steps, time_of(density.schedule, 0.01))
+    times = level_times(density.schedule, num_steps, time_of_noise(density.schedule, 0.01))
     found = variational_bound(density, density.schedule, x_0, times, even_noise(x_0.shape), variance=variance)
     return float((found.total - exact).mean()) / x_0.shape[1]
 
@@ -168,6 +165,11 @@ def test_times_rise_evenly_in_the_level_from_the_least_noise_to_the_end(schedule
     steps = torch.asinh(alpha / sigma).diff()
     assert (times.diff() > 0).all() and times[-1] == 1 and torch.allclose(steps, steps.mean(), rtol=1e-3)
     assert float(sigma[0] / alpha[0]) == pytest.approx(LEAST_NOISE, rel=1e-6)
+
+
+def test_a_schedule_that_begins_with_more_noise_begins_there():
+    schedule = ExplodingSchedule(low=0.05)
+    assert time_of_noise(schedule, 0.01) == level_times(schedule, 4)[0] == 0
 
 
 def test_a_beginning_without_noise_and_no_steps_are_refused():

@@ -87,6 +87,11 @@ class Bound:
         return self.prior + self.diffusion + self.decoder
 
 
+def time_of_noise(schedule: NoiseSchedule, ratio: float) -> float:
+    """Return the time at which sigma / alpha is ``ratio``, or 0 on a schedule that begins with more noise."""
+    return float(schedule.time_at(torch.tensor(ratio, dtype=torch.float64)).clamp(min=0))
+
+
 def level_times(schedule: NoiseSchedule, num_steps: int, t_min: float | None = None) -> Tensor:
     """Return ``num_steps + 1`` rising times from ``t_min`` to 1, evenly spaced in the level, float64.
 
@@ -100,8 +105,7 @@ def level_times(schedule: NoiseSchedule, num_steps: int, t_min: float | None = N
     """
     if num_steps < 1:
         raise ConfigError(f"the number of steps must be at least 1, got {num_steps}")
-    least = schedule.time_at(torch.tensor(LEAST_NOISE, dtype=torch.float64)).clamp(min=0)
-    first = least if t_min is None else least.new_tensor(t_min)
+    first = torch.tensor(time_of_noise(schedule, LEAST_NOISE) if t_min is None else t_min, dtype=torch.float64)
     ends = torch.stack([first, torch.ones_like(first)])
     alpha, sigma = schedule.alpha_sigma(ends)
     if not 0 <= first < 1 or sigma[0] == 0:
@@ -197,7 +201,7 @@ def flow_bits(
     alpha, sigma = schedule.alpha_sigma(times)
     norm = torch.hypot(alpha, sigma)
     cosine, levels, dims = alpha / norm, _level(alpha, sigma), x_0[0].numel()
-    problem = Problem(denoise, schedule)
+    problem, probes = Problem(denoise, schedule), probes.to(x_0.device, torch.float64)
 
     def slope(z: Tensor, at: int) -> tuple[Tensor, Tensor]:
         """Return dz / dlevel and its divergence at the time of number ``at``."""
@@ -235,7 +239,7 @@ def _with_trace(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor)
         x = x.detach().requires_grad_()
         value = function(x)
         trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for number, probe in enumerate(probes.to(x), 1):
+        for number, probe in enumerate(probes, 1):
             (product,) = torch.autograd.grad(value, x, probe.to(value), retain_graph=number < len(probes))
             trace += (product * probe).flatten(1).sum(1)
     return value.detach().to(x), trace / len(probes)

@@ -26,6 +26,7 @@ from vidiff.metrics.likelihood import (
     flow_bits,
     level_times,
     rademacher,
+    time_of_noise,
     variational_bound,
 )
 from vidiff.metrics.measuring import Measuring, short_hash
@@ -101,8 +102,7 @@ class ModelDensity:
     def t_min(self) -> float:
         if self.settings.t_min is not None:
             return self.settings.t_min
-        noise = LEAST_NOISE if self.unit == "pixel" else _LATENT_NOISE
-        return float(self.config.schedule.time_at(torch.tensor(noise, dtype=torch.float64)))
+        return time_of_noise(self.config.schedule, LEAST_NOISE if self.unit == "pixel" else _LATENT_NOISE)
 
     @property
     def dims(self) -> int:
