@@ -148,7 +148,7 @@ def test_data_of_levels_cost_the_bits_of_their_probabilities():
         return (logits.softmax(1) @ levels).reshape(x_t.shape)
 
     torch.manual_seed(0)
-    chosen = pmf.sample((256,))
+    chosen = pmf.sample((128,))
     x_0, exact = levels[chosen].reshape(-1, 1, 1, 1, 1), -pmf.log_prob(chosen) / math.log(2)
     times, noise = level_times(schedule, 2000), even_noise(x_0.shape)
     found = variational_bound(denoise, schedule, x_0, times, noise, decoder=decoder)
