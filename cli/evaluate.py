@@ -32,6 +32,9 @@ Out = Annotated[Path, typer.Option(help="Folder of generated clips and features;
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that cannot be read; they are listed.")
 ]
+Likelihood = Annotated[
+    str | None, typer.Option(help="How likelihood is measured, such as method=both,vlb_steps=500; see the docs.")
+]
 Shown = Annotated[list[Path] | None, typer.Option(help="Files of --json, to show beside what is measured now.")]
 
 
@@ -64,6 +67,7 @@ def evaluate(
     results: Shown = None,
     by: Annotated[str | None, typer.Option(help="Metric that orders prompts and picks the best model.")] = None,
     allow_missing: AllowMissing = False,
+    likelihood: Likelihood = None,
     mixed: Annotated[bool, typer.Option("--mixed", help="Go on with clips of several sizes and rates.")] = False,
     list_metrics: Annotated[bool, typer.Option("--list", help="Say what can be measured, and what it takes.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
@@ -87,7 +91,7 @@ def evaluate(
         if list_metrics:
             _list()
             return
-        from vidiff.cli.evaluating import Asked, run, written
+        from vidiff.cli.evaluating import Asked, likelihood_of, run, written
         from vidiff.evaluation import Hearing, Options
         from vidiff.metrics.tools import Reading
         from vidiff.processes import launched
@@ -95,9 +99,8 @@ def evaluate(
         share = launched()
         options = Options(
             *(data, train, None if metrics is None else tuple(name.strip() for name in metrics.split(","))),
-            *(num, seeds, stages, batch, seed, out, allow_missing, mixed),
-            command=_command(),
-            share=share,
+            *(num, seeds, stages, batch, seed, out, allow_missing, mixed, _command(), share),
+            likelihood=likelihood_of(likelihood),
         )
         files = tuple(path for path in (report, markdown, json) if path is not None)
         asked = Asked(tuple(model or ()), tuple(generated or ()), tuple(results or ()), ab, prompts, device, by, files)

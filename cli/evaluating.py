@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidiff.config import from_dict
 from vidiff.errors import ConfigError, DataError
 from vidiff.evaluation import (
     Hearing,
     Options,
     References,
     check_fits,
+    density_of,
     generated_by,
     measured,
     open_references,
@@ -25,7 +27,8 @@ from vidiff.metrics import ab as comparing
 from vidiff.metrics.ab import Row
 from vidiff.metrics.best import best_of
 from vidiff.metrics.clip_set import check_there, open_clip_set
-from vidiff.metrics.evaluate import Tools, asked_name, check_names
+from vidiff.metrics.evaluate import LIKELIHOOD, Tools, asked_name, check_names
+from vidiff.metrics.model_likelihood import AS_USUAL, LikelihoodConfig
 from vidiff.metrics.report import markdown as as_markdown
 from vidiff.metrics.report import write_report
 from vidiff.metrics.results import Clip, Results, Value, read_results
@@ -33,6 +36,7 @@ from vidiff.metrics.tools import Reading, build_tools
 from vidiff.metrics.verdict import interval_text, numbers, standings, verdict
 from vidiff.train.checkpoint_model import TrainedModel, checkpoint_models
 from vidiff.weights import CONFIG_NAME
+from vidiff.yaml12 import parse
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +158,7 @@ def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> str | None:
         if isinstance(side, Path):
             check_there(side)
     check_names(options.metrics or ())
+    _check_likelihood(options, sides)
     shown = {name for side in sides if isinstance(side, Results) for v in side.values for name in (v.metric, v.name)}
     if asked.by is None or asked.by in shown:
         return None
@@ -162,6 +167,15 @@ def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> str | None:
     if options.metrics is not None and metric not in options.metrics:
         raise ConfigError(f"--by {asked.by}: not among --metrics {','.join(options.metrics)}; add it there")
     return metric
+
+
+def _check_likelihood(options: Options, sides: Sequence[Side]) -> None:
+    """Raise a ConfigError if the likelihood of clips without a model is asked for, or settings of it in vain."""
+    asked = LIKELIHOOD in (options.metrics or ())
+    if asked and any(isinstance(side, Path) for side in sides):
+        raise ConfigError("--metrics likelihood: clips have none without a model; name models only, by --model or --ab")
+    if not asked and options.likelihood != AS_USUAL:
+        raise ConfigError("--likelihood: is only measured when asked: --metrics likelihood,...")
 
 
 def _of_model(
@@ -175,8 +189,12 @@ def _of_model(
 ) -> Results:
     from vidiff.pipeline import load
 
-    prompts = prompts or prompts_of(references.real, options.count)
+    real = references.real if options.only_likelihood else None  # for which nothing has to be made
+    prompts = prompts or ([] if real else prompts_of(references.real, options.count))
     pipeline = load(model.folder, device)
+    tools = replace(tools, density=density_of(pipeline, model.label, options))
+    if real is not None:
+        return measured(model.label, real, references, tools, options, hearing, step=model.step)
     check_fits(planned(pipeline, model.label, prompts, options), references, tools, options)
     clips, seconds = generated_by(pipeline, model.label, prompts, options, hearing)
     return measured(model.label, clips, references, tools, options, hearing, seconds, model.step)
@@ -196,6 +214,21 @@ def _weights(given: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--weights {text}: write KIND=PATH, such as clip=clip-vit-base-patch32/")
         found[kind] = path
     return found
+
+
+def likelihood_of(text: str | None) -> LikelihoodConfig:
+    """Return what ``--likelihood`` says, such as ``method=ode,ode_steps=32``.
+
+    Raises:
+        ConfigError: if it has another form, or a setting does not do.
+    """
+    given = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--likelihood {part}: write NAME=VALUE, such as method=ode,ode_steps=32")
+        given[name.strip()] = parse(value, "--likelihood").data
+    return from_dict(LikelihoodConfig, given, "--likelihood")
 
 
 def written(

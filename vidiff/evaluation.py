@@ -12,8 +12,9 @@ from vidiff.errors import ConfigError, DataError
 from vidiff.generation import Job, Settings, final_size, is_finished, recipe_of, stage_count
 from vidiff.generation import generate as make
 from vidiff.metrics.clip_set import ClipSet, SetClip, check_alike, check_copies, check_there, open_clip_set
-from vidiff.metrics.evaluate import Tools, chosen, evaluate, shared
+from vidiff.metrics.evaluate import LIKELIHOOD, Tools, chosen, evaluate, shared
 from vidiff.metrics.measuring import Measuring, Progress, unseen
+from vidiff.metrics.model_likelihood import AS_USUAL, LikelihoodConfig, ModelDensity
 from vidiff.metrics.results import Clip, Results, versions
 from vidiff.pipeline import Pipeline
 from vidiff.processes import ALONE, Share
@@ -37,6 +38,12 @@ class Options:
     command: str = ""
     share: Share = ALONE  # this process's part of the work
     needed: str | None = None  # a metric without which the others are of no use
+    likelihood: LikelihoodConfig = AS_USUAL
+
+    @property
+    def only_likelihood(self) -> bool:
+        """Return whether nothing is asked that takes generated clips."""
+        return self.metrics is not None and set(self.metrics) == {LIKELIHOOD}
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,12 @@ def planned(pipeline: Pipeline, name: str, prompts: Sequence[str], options: Opti
     info = ClipInfo(size.frames, size.height, size.width, size.fps)
     jobs = _jobs(pipeline, name, prompts, options)
     return ClipSet(name, tuple(SetClip(job.output.stem, job.output, info, "", job.prompt, job.seed) for job in jobs))
+
+
+def density_of(pipeline: Pipeline, label: str, options: Options) -> ModelDensity:
+    """Return the base stage of a model as what gives real clips a likelihood."""
+    parts = (pipeline.config, pipeline.denoiser, pipeline.autoencoder, pipeline.text, pipeline.hash)
+    return ModelDensity(label, *parts, options.likelihood)
 
 
 def _jobs(pipeline: Pipeline, name: str, prompts: Sequence[str], options: Options) -> list[Job]:

@@ -21,6 +21,7 @@ from vidiff.metrics.extractors import Extractor
 from vidiff.metrics.flow import DIS, FlowEstimator
 from vidiff.metrics.following import following_values, missing_for_following, questions_of
 from vidiff.metrics.measuring import Measuring, check_read
+from vidiff.metrics.model_likelihood import ModelDensity, likelihood_values, missing_for_likelihood
 from vidiff.metrics.pairwise import LPIPS
 from vidiff.metrics.results import Neighbor, Value
 from vidiff.metrics.set_metrics import (
@@ -48,6 +49,7 @@ class Tools:
     lpips_hash: str = ""
     i3d_ddof: int = 0  # StyleGAN-V and cd-fvd divide by N, the original FVD by N - 1
     flow: FlowEstimator = DIS
+    density: ModelDensity | None = None  # the model that is measured, where there is one
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,10 @@ def _manifold(measuring: Measuring, tools: Tools) -> str:
     return why
 
 
+def _likelihood(measuring: Measuring, tools: Tools) -> str:
+    return missing_for_likelihood(measuring, tools.density)
+
+
 def _classifier(measuring: Measuring, tools: Tools) -> str:
     if "i3d" not in tools.extractors:
         return _MISSING["i3d"]
@@ -193,6 +199,8 @@ _KERNEL = "kernel distance of"
 _NEXT_TO = "against the real clip of the same prompt or name"
 _ALIGNED = "clips and prompts in the bundled evaluator"
 
+LIKELIHOOD = "likelihood"
+
 METRICS: tuple[Metric, ...] = (
     *(Metric(NAMES[kind][0], f"Frechet distance of {what}", _weights(kind)) for kind, what in _KINDS.items()),
     *(
@@ -209,6 +217,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("memorized", "the share of clips nearer to a training clip than held-out clips are", _train),
     Metric("diversity", "how far apart the clips of one prompt are", _seeds),
     Metric("inception-score", "of I3D's predictions", _classifier, False),
+    Metric(LIKELIHOOD, "bits per dimension of real clips under the model, given captions", _likelihood, False),
 )
 
 
@@ -264,7 +273,7 @@ def _measurable(measuring: Measuring, tools: Tools) -> list[str]:
 
 def shared(names: Sequence[str]) -> list[str]:
     """Return the metrics whose features several processes compute together; one alone does all the rest."""
-    alone = ("following", "psnr", "ssim", "lpips")
+    alone = ("following", "psnr", "ssim", "lpips", LIKELIHOOD)
     return [name for name in names if name not in alone]
 
 
@@ -278,7 +287,7 @@ def evaluate(measuring: Measuring, tools: Tools, names: Sequence[str]) -> tuple[
     values: list[Value] = []
     neighbors: tuple[Neighbor, ...] = ()
     asked = set(names)
-    for measure in (_distances, _traits, _texts, _pairs, _scores):
+    for measure in (_distances, _traits, _texts, _pairs, _scores, _bits):
         values += measure(measuring, tools, asked)
     seeing = _of_clips(tools)
     if seeing is not None and "memorized" in asked:
@@ -292,7 +301,8 @@ def evaluate(measuring: Measuring, tools: Tools, names: Sequence[str]) -> tuple[
 
 def asked_name(metric: str) -> str:
     """Return the name that a value such as ``fd-evaluator-limit`` or ``following-color`` was asked for by."""
-    return "following" if metric.startswith("following") else metric.removesuffix("-limit")
+    whole = next((name for name in ("following", LIKELIHOOD) if metric.startswith(name)), None)
+    return whole or metric.removesuffix("-limit")
 
 
 def _of_clips(tools: Tools) -> Extractor | None:
@@ -344,3 +354,9 @@ def _pairs(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
 
 def _scores(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
     return inception_values(measuring, tools.extractors["i3d"]) if "inception-score" in asked else []
+
+
+def _bits(measuring: Measuring, tools: Tools, asked: set[str]) -> list[Value]:
+    if LIKELIHOOD not in asked or tools.density is None:
+        return []
+    return likelihood_values(measuring, tools.density)
