@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.denoiser import Denoiser, squared_or_huber
 from vidiff.diffusion.guidance import Guidance, guided
 from vidiff.diffusion.prediction import target
 from vidiff.diffusion.schedule import CosineSchedule, FlowSchedule
@@ -177,3 +177,10 @@ def test_the_loss_is_computed_in_float32_whatever_the_latents_are(dtype):
     loss = denoiser.loss(x_0, eps, t, cond)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, denoiser.loss(x_0.float(), eps.float(), t, cond))
+
+
+def test_the_huber_loss_is_squared_for_small_errors_and_linear_for_large_ones():
+    small, large = torch.tensor([[1e-3], [100.0]], dtype=torch.float64)
+    assert squared_or_huber(small[None], 1.0).item() == pytest.approx(1e-6, rel=1e-4)
+    assert squared_or_huber(large[None], 1.0).item() == pytest.approx(2 * 100, rel=0.02)
+    assert squared_or_huber(large[None], None).item() == 100**2

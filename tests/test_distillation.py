@@ -260,3 +260,30 @@ def test_the_guidance_of_the_teacher_is_what_is_learned(clips, teacher):
 def test_an_unknown_teacher_and_one_that_is_no_model_are_refused(clips):
     with pytest.raises(ConfigError, match=r"teacher 'spritess' is no earlier .*Did you mean sprites"):
         recipe(clips, stage("spritess"))
+
+
+def test_clips_of_another_size_than_the_teacher_makes_are_refused(clips, teacher, tmp_path):
+    odd = Recipe("student", DataConfig(clips, frames=5, height=32, width=32), (stage(teacher),))
+    with pytest.raises(ConfigError, match="fast: its clips have 5 frames of 32x32, and its teacher makes 9 of 32x32"):
+        run(odd, tmp_path, QUIET)
+
+
+def test_what_the_teacher_keeps_away_from_is_learned(teacher):
+    taught, losses = load(teacher), []
+    shape = taught.autoencoder.latents.shape(9, 32, 32)
+    plan = stage(teacher, method=TrajectoryDistillation(teacher_steps=4, solver=DDIM()), huber=0.1)
+    for negative in (None, taught.text(["a storm"])):
+        tested = DistillationStage(
+            plan, taught.config, taught.denoiser, taught.denoiser, _NoClips(), [], None, None, {}, negative
+        )
+        batch = Batch(["a"], latents=torch.zeros(1, *shape), text=taught.text(["a ball"]))
+        losses.append(tested.loss("model", batch, 0, torch.Generator().manual_seed(0))["mse"].item())
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+class _NoClips:
+    def __len__(self):
+        return 1
+
+    def groups(self):
+        return None

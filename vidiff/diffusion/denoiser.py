@@ -78,17 +78,13 @@ class Denoiser(nn.Module):
             eps: standard normal noise of x_0's shape.
             t: time in [0, 1] of each sample, (B,).
             cond: conditioning of the same B samples.
-            huber: c of the pseudo-Huber loss 2 c (sqrt(d^2 + c^2) - c), which is the squared error d^2 where that is
-                small and grows like 2 c d where it is not (Charbonnier et al., 1997); None is the squared error.
+            huber: see `squared_or_huber`.
         """
         x_0, eps = x_0.float(), eps.float()
         alpha, sigma = (expand_as(v.float(), x_0) for v in self.schedule.alpha_sigma(t))
         output, _ = self._said(alpha * x_0 + sigma * eps, t, cond)
         wanted = prediction.target(self.predicts, x_0, eps, alpha, sigma, self.sigma_data)
-        errors = (output.float() - wanted).square()
-        if huber is not None:
-            errors = 2 * huber * ((errors + huber**2).sqrt() - huber)
-        return errors.flatten(1).mean(1)
+        return squared_or_huber(output.float() - wanted, huber)
 
     def null_text(self, batch: int) -> TextEmbedding:
         """Return the learned stand-in for no prompt, for ``batch`` samples."""
@@ -109,3 +105,15 @@ class Denoiser(nn.Module):
         both = self.backbone(torch.cat([x_t, torch.zeros_like(x_t)], dim=1), told, cond)
         output, share = both.chunk(2, dim=1)
         return output, (share.float() + 1) / 2
+
+
+def squared_or_huber(differences: Tensor, huber: float | None) -> Tensor:
+    """Return the mean loss of each sample, (B,), of ``differences`` (B, ...).
+
+    It is the squared error d^2, or with ``huber`` as c the pseudo-Huber loss 2 c (sqrt(d^2 + c^2) - c), which equals it
+    where d is small beside c and grows like 2 c d where it is not (Charbonnier et al., 1997).
+    """
+    errors = differences.square()
+    if huber is not None:
+        errors = 2 * huber * ((errors + huber**2).sqrt() - huber)
+    return errors.flatten(1).mean(1)

@@ -4,6 +4,7 @@ The teacher is a guided denoiser, so its guidance is baked in and the student ne
 2023). All methods return `Lesson`s; the stage that trains on them does not know which one it was.
 """
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
@@ -41,6 +42,11 @@ class Classroom:
     x_0: Tensor  # clean latents, (B, C, f, h, w); of their shape where the method takes no clips
     generator: torch.Generator
 
+    @property
+    def times(self) -> Tensor:
+        """The times that the student will visit, (num_steps + 1,), float64."""
+        return self.sampling.times(self.schedule, math.prod(self.x_0.shape[2:])).to(self.x_0.device)
+
     def noise(self) -> Tensor:
         """Return standard normal noise of the latents' shape."""
         return torch.randn(self.x_0.shape, generator=self.generator, device=self.generator.device)
@@ -56,7 +62,7 @@ class TrajectoryDistillation:
     """The student's steps lead along the teacher's whole run from the same noise, all taught at once.
 
     Knowledge distillation of a sampler (Luhman & Luhman, 2021), at every time that the student will visit and not at
-    the first one only. It takes captions and no clips.
+    the first one only. It takes captions and no clips. Between those times the teacher's steps are even in t.
     """
 
     kind: Literal["trajectory"] = "trajectory"
@@ -79,10 +85,10 @@ class TrajectoryDistillation:
     def lesson(self, room: Classroom) -> Lesson:
         """Return one lesson for each of the student's steps."""
         fixed = 1 if room.sampling.last_t else 0
-        times = room.sampling.times(room.schedule).to(room.x_0.device)
+        times = room.times
         every = (self.teacher_steps - fixed) // max(room.sampling.num_steps - fixed, 1)
         problem = Problem(room.teacher, room.schedule, room.noise, self.teacher_steps)
-        state = SolverState(room.noise() * level(room.schedule, times[0]).sigma.float())
+        state = SolverState(room.sampling.temperature * room.noise() * level(room.schedule, times[0]).sigma.float())
         stops = [state.x]
         for number, (t, s) in enumerate(pairwise(times)):
             last = number == len(times) - 2
@@ -113,7 +119,7 @@ class ProgressiveDistillation:
 
     def lesson(self, room: Classroom) -> Lesson:
         """Return a lesson for a random step of the student each."""
-        times = room.sampling.times(room.schedule).to(room.x_0.device)
+        times = room.times
         step = room.drawn(room.sampling.num_steps)
         t, s = times[step], times[step + 1]
         x_t = noised(room.schedule, room.x_0, room.noise(), t)

@@ -14,7 +14,7 @@ from vidiff import resources
 from vidiff.checkpoint import model_hash, save_model
 from vidiff.config import to_dict
 from vidiff.data.clips import Clips, ClipsConfig
-from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.denoiser import Denoiser, squared_or_huber
 from vidiff.diffusion.guidance import Guidance, guided
 from vidiff.diffusion.schedule import log_snr
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
@@ -31,7 +31,7 @@ from vidiff.train.distillation import Classroom, Distillation, TrajectoryDistill
 from vidiff.train.stage import Evaluation
 from vidiff.train.stream import Latents
 from vidiff.train.trainer import TrainerConfig, device, train
-from vidiff.types import Batch, Conditioning
+from vidiff.types import Batch, Conditioning, TextEmbedding
 
 # The student's own defaults: what the teacher's guidance does is in its weights.
 _FEW_STEPS = SamplingConfig(solver=DDIM(), num_steps=4, guidance=Guidance(scale=1.0))
@@ -47,6 +47,7 @@ class DistillationStageConfig:
     method: Distillation = field(default_factory=TrajectoryDistillation)
     sampling: SamplingConfig = field(default_factory=lambda: _FEW_STEPS)  # of the student
     weighting: Weighting = field(default_factory=SimpleWeighting)  # of the squared errors in x_0
+    huber: float | None = None  # c of the pseudo-Huber loss (Luo et al., 2023); None is the squared error
     drop_text: float = 0.0  # how often the student is taught without text
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -59,6 +60,8 @@ class DistillationStageConfig:
             )
         if not 0 <= self.drop_text <= 1:
             raise ConfigError(f"drop_text is a share in [0, 1], got {self.drop_text}")
+        if self.huber is not None and not self.huber > 0:
+            raise ConfigError(f"{self.name}: huber must be positive, got {self.huber}")
         try:
             self.method.check(self.sampling)
         except ConfigError as error:
@@ -98,10 +101,11 @@ class DistillationStage:
         text: CachedText,
         autoencoder: Autoencoder,
         identity: dict[str, Any],
+        negative: TextEmbedding | None = None,
     ):
         self.config, self.data, self.latents, self.text, self.autoencoder = config, data, latents, text, autoencoder
         self.schedule, self.guidance = teacher_config.schedule, teacher_config.sampling.guidance
-        self.teacher, self.student, self.identity = teacher, student, identity
+        self.teacher, self.student, self.identity, self.negative = teacher, student, identity, negative
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.models: dict[str, nn.Module] = {"model": student}
 
@@ -124,7 +128,7 @@ class DistillationStage:
             cond = cond.drop_text(drop, self.teacher.null_text(count))
         with torch.no_grad():
             teacher = self.teacher.to(where)
-            null = cond.with_text(teacher.null_text(count))
+            null = cond.with_text(self._null(count, where))
             room = Classroom(
                 guided(teacher, cond, null, self.guidance),
                 lambda x, t: self.student(x, t, cond),
@@ -138,9 +142,16 @@ class DistillationStage:
         for _ in range(len(lesson.t) // count - 1):
             asked = asked.joined(cond)
         found = self.student(lesson.x_t.float(), lesson.t, asked)
-        errors = (found - lesson.x_0.float()).square().flatten(1).mean(1)
+        errors = squared_or_huber(found - lesson.x_0.float(), self.config.huber)
         weights = self.config.weighting.weights(log_snr(self.schedule, lesson.t), "x0")
         return {"total": (errors * weights.to(errors)).mean(), "mse": errors.detach().mean()}
+
+    def _null(self, count: int, where: torch.device) -> TextEmbedding:
+        """Return what the teacher's guidance leads away from."""
+        if self.negative is None:
+            return self.teacher.null_text(count)
+        tokens, mask = (part.expand(count, *part.shape[1:]) for part in (self.negative.tokens, self.negative.mask))
+        return TextEmbedding(tokens, mask).to(where)
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> dict[str, Tensor]:
@@ -186,11 +197,12 @@ def train_student(
     folder = teacher_folder(stage_config.teacher, run_dir)
     cache, export = run_dir / "cache", run_dir / stage_config.name / "export"
     settings: ModelConfig = read_config(ModelConfig, folder)
+    _check_size(stage_config.name, data.config, settings)
     autoencoder = autoencoder_of(settings, folder / AUTOENCODER).to(device())
     encoder = build_text_encoder(settings.text, device())
     hashed = model_hash(folder / AUTOENCODER if settings.pixels is None else folder)
     latents: Latents
-    if stage_config.method.takes_clips:
+    if stage_config.method.takes_clips or data.groups() is not None:  # of which each has latents of its own shape
         latents = cached_latents(cache, autoencoder, hashed, data, console)
     else:
         size = data.config
@@ -198,9 +210,31 @@ def train_student(
     text = cached_text(cache, encoder, encoder.fingerprint, data, console)
     teacher, student = (load_denoiser(folder, settings, autoencoder.latents) for _ in range(2))
     student.requires_grad_(True)
-    stage = DistillationStage(stage_config, settings, teacher, student, data, latents, text, autoencoder, identity)
+    negative = settings.sampling.negative
+    stage = DistillationStage(
+        stage_config,
+        settings,
+        teacher,
+        student,
+        data,
+        latents,
+        text,
+        autoencoder,
+        identity,
+        encoder.encode([negative]) if negative else None,
+    )
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
     save_student(export, stage_config, folder, name, ema.state_dict())
+
+
+def _check_size(name: str, data: ClipsConfig, teacher: ModelConfig) -> None:
+    """Raise a ConfigError if the student would learn on clips of another size than its teacher makes."""
+    size = teacher.size
+    if (data.frames, data.height, data.width) != (size.frames, size.height, size.width):
+        raise ConfigError(
+            f"{name}: its clips have {data.frames} frames of {data.width}x{data.height}, and its teacher makes "
+            f"{size.frames} of {size.width}x{size.height}; set data to the teacher's size"
+        )
 
 
 def save_student(
