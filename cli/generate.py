@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
+    from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
 
 
@@ -24,14 +25,23 @@ def generate(
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="How strictly to follow the prompt; 1 is off. Over time: 6@0:0.7,1 or 8..2 or 15/1."),
+    ] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="Share of the contrast to restore, 0 to 1.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Times all noise; below 1 is plainer.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting of sampling: guidance.projection.eta=0.5")
+    ] = None,
+    travel: Annotated[str, typer.Option(help="What prompts parted by | depend on: frames, time or blend.")] = "frames",
     sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, euler or heun.")] = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Clips of this prompt, at seeds SEED, SEED + 1, ...")] = 1,
     from_file: Annotated[
-        Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed.")
+        Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed, travel.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips sampled together.")] = 1,
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
@@ -58,26 +68,22 @@ def generate(
       vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
+
+      vidiff generate "an orc walking right | a skeleton walking right" --guidance 6@0:0.7,1
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
-        from vidiff.generation import is_finished, recipe_of
 
-        planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
+        planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel)
         for job in planned:
             planning.check_writable(job.output)
         pipeline = _load(model, device, download)
-        shared = _settings(
-            pipeline, model, steps, guidance, sampler, frames, fps, size, format, planned, upscale, dtype, stages
-        )
+        sampling = _sampling(pipeline, steps, guidance, guidance_rescale, temperature, sampler, set or [])
+        shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
         shared = replace(shared, keep_stages=keep_stages)
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
-        waiting = planned
-        if from_file:
-            waiting = [job for job in planned if not is_finished(job, recipe_of(pipeline, job, shared))]
-            if len(waiting) < len(planned):
-                note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
+        waiting = _unfinished(pipeline, planned, shared) if from_file else planned
         made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
         if json:
             result(made, "", as_json=True)
@@ -93,12 +99,38 @@ def _load(model: str, device: str | None, download: bool) -> "Pipeline":
         return load(folder, chosen)
 
 
+def _sampling(
+    pipeline: "Pipeline",
+    steps: int | None,
+    guidance: str | None,
+    rescale: float | None,
+    temperature: float | None,
+    sampler: str | None,
+    overrides: list[str],
+) -> "SamplingConfig":
+    """Return the model's own way of sampling with what the command changes in it; ``overrides`` come last."""
+    from vidiff import config
+    from vidiff.models.build import check_skippable
+    from vidiff.sampling.solvers import solver_by_name
+
+    sampling = pipeline.config.sampling
+    guide = sampling.guidance if guidance is None else sampling.guidance.with_scale(guidance)
+    sampling = replace(
+        sampling,
+        solver=sampling.solver if sampler is None else solver_by_name(sampler),
+        num_steps=sampling.num_steps if steps is None else steps,
+        guidance=guide if rescale is None else replace(guide, rescale=rescale),
+        temperature=sampling.temperature if temperature is None else temperature,
+    )
+    sampling = config.overridden(sampling, overrides)
+    check_skippable(pipeline.config.backbone, sampling.guidance.skip.layers)
+    return sampling
+
+
 def _settings(
     pipeline: "Pipeline",
     model: str,
-    steps: int | None,
-    scale: float | None,
-    sampler: str | None,
+    sampling: "SamplingConfig",
     frames: int | None,
     fps: float | None,
     size: str | None,
@@ -110,21 +142,15 @@ def _settings(
 ) -> "Settings":
     """Fill what the command left open from the model's own defaults."""
     from vidiff.cli.devices import checked_dtype
+    from vidiff.cli.jobs import check_travels
     from vidiff.data.video_write import format_of
     from vidiff.generation import Settings, final_size, resolve_size, stage_count
-    from vidiff.sampling.solvers import solver_by_name
 
-    sampling = pipeline.config.sampling
-    sampling = replace(
-        sampling,
-        solver=sampling.solver if sampler is None else solver_by_name(sampler),
-        num_steps=sampling.num_steps if steps is None else steps,
-        guidance=sampling.guidance if scale is None else replace(sampling.guidance, scale=scale),
-    )
     count = stage_count(pipeline, stages)
     resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
     for text in warnings:
         warn(text)
+    check_travels(pipeline, jobs, resolved, sampling.num_steps)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
     return Settings(
@@ -137,6 +163,16 @@ def _settings(
         device=str(pipeline.device),
         stages=count,
     )
+
+
+def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
+    """Return the jobs whose clips an earlier run has not made."""
+    from vidiff.generation import is_finished, recipe_of
+
+    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
+    if len(waiting) < len(jobs):
+        note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
+    return waiting
 
 
 def _make(

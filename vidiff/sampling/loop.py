@@ -54,6 +54,7 @@ def sample(
     times: Tensor,
     *,
     randn: Callable[[], Tensor] | None = None,
+    temperature: float = 1.0,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrate from noise to data.
@@ -65,6 +66,8 @@ def sample(
         noise: standard normal latents, (B, C, f, h, w).
         times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
+        temperature: times all noise, ``noise`` and what ``randn`` draws (as that of Kingma & Dhariwal, 2018, section
+            6).
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
@@ -72,8 +75,11 @@ def sample(
     """
     num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
-    problem = Problem(denoise, schedule, randn)
-    state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
+    fresh = randn if randn is None or temperature == 1 else lambda: temperature * randn()
+    problem = Problem(denoise, schedule, fresh)
+    state = SolverState(
+        x=((temperature * sigma).to(noise) * noise)
+    )  # whatever signal t_max still had is not known: none is put in
     for index in range(num_steps):
         state = solver(problem, state, times[index], times[index + 1])
         if on_step is not None:
