@@ -73,7 +73,7 @@ def plan(
 
 
 def check_travels(pipeline: Pipeline, jobs: list[Job], size: Size, num_steps: int) -> None:
-    """Raise a ConfigError now if a job has more prompts than clips of ``size`` have latent frames, or there are steps."""
+    """Raise a ConfigError now if a job has more prompts than its clip has latent frames, or there are steps."""
     frames = pipeline.autoencoder.latents.shape(size.frames, size.height, size.width)[1]
     for job in jobs:
         if job.travel is not None:

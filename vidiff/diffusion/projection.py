@@ -47,25 +47,26 @@ class Projection:
 
 
 class RunningAverage:
-    """What momentum remembers in one run of sampling: the average of the differences at the times before.
+    """What momentum remembers in one run of sampling: the average of the differences at larger times.
 
-    It depends on the times and not on how often a solver calls: an evaluation at the same time as the last one starts
-    from the same past, as does one at a time after that (a second stage, a corrector, a step taken back), and one
-    before all that is remembered begins anew.
+    The average at t is d(t) + momentum * (the one at the time that was evaluated before t), so it follows from the
+    times and not from how often a solver calls. Hence the last two times are kept: a second evaluation at the last one,
+    or one between the two (a corrector, a step taken back), starts from what the first of them left, and one at a time
+    larger than both, as in a new run, from nothing.
     """
 
     def __init__(self, momentum: float):
         self.momentum = momentum
-        self._past: list[tuple[float, Tensor]] = []  # the last two times with their averages, falling
+        self._past: list[tuple[float, Tensor]] = []  # the last two times, falling, with their averages
 
     def update(self, difference: Tensor, t: Tensor) -> Tensor:
         """Return the average with ``difference`` (B, ...) at the time ``t`` (B,), which all samples share."""
         if not (t == t[0]).all():
             raise ValueError("momentum follows one run, whose samples share their times")
         now = float(t[0])
-        earlier = [past for past in self._past if past[0] > now]
-        average = difference if not earlier else difference + self.momentum * earlier[-1][1]
-        self._past = [*earlier[-1:], (now, average)]
+        larger = [past for past in self._past if past[0] > now][-1:]
+        average = difference + self.momentum * larger[0][1] if larger else difference
+        self._past = [*larger, (now, average)]
         return average
 
 
