@@ -1,6 +1,6 @@
 """``vidiff generate``"""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,16 @@ def generate(
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="How strictly to follow the prompt; 1 is off. Over time: 6@0:0.7,1 or 8..2 or 15/1."),
+    ] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="Share of the contrast to restore, 0 to 1.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Times all noise; below 1 is plainer.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting of sampling: guidance.projection.eta=0.5")
+    ] = None,
+    travel: Annotated[str, typer.Option(help="What prompts parted by | depend on: frames, time or blend.")] = "frames",
     sampler: Annotated[str | None, typer.Option(help="One of `vidiff samplers`.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, of samplers that can add it.")] = None,
     order: Annotated[int | None, typer.Option(help="Order of samplers that have several.")] = None,
@@ -34,7 +43,7 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Clips of this prompt, at seeds SEED, SEED + 1, ...")] = 1,
     from_file: Annotated[
-        Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed.")
+        Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed, travel.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips sampled together.")] = 1,
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
@@ -61,36 +70,24 @@ def generate(
       vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
+
+      vidiff generate "an orc walking right | a skeleton walking right" --guidance 6@0:0.7,1
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
-        from vidiff.generation import is_finished, recipe_of
 
-        planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
+        planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel)
         for job in planned:
             planning.check_writable(job.output)
         pipeline = _load(model, device, download)
-        shared = _settings(
-            pipeline,
-            model,
-            _sampling(pipeline.config.sampling, steps, guidance, sampler, eta, order),
-            frames,
-            fps,
-            size,
-            format,
-            planned,
-            upscale,
-            dtype,
-            stages,
+        sampling = _sampling(
+            pipeline, steps, guidance, guidance_rescale, temperature, _Sampler(sampler, eta, order), set or []
         )
+        shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
         shared = replace(shared, keep_stages=keep_stages)
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
-        waiting = planned
-        if from_file:
-            waiting = [job for job in planned if not is_finished(job, recipe_of(pipeline, job, shared))]
-            if len(waiting) < len(planned):
-                note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
+        waiting = _unfinished(pipeline, planned, shared) if from_file else planned
         made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
         if json:
             result(made, "", as_json=True)
@@ -106,23 +103,42 @@ def _load(model: str, device: str | None, download: bool) -> "Pipeline":
         return load(folder, chosen)
 
 
+@dataclass(frozen=True)
+class _Sampler:
+    """What the command says of the sampler."""
+
+    name: str | None
+    eta: float | None
+    order: int | None
+
+
 def _sampling(
-    own: "SamplingConfig",
+    pipeline: "Pipeline",
     steps: int | None,
-    scale: float | None,
-    sampler: str | None,
-    eta: float | None,
-    order: int | None,
+    guidance: str | None,
+    rescale: float | None,
+    temperature: float | None,
+    sampler: "_Sampler",
+    overrides: list[str],
 ) -> "SamplingConfig":
-    """Return the model's own sampling, with what the command changes."""
+    """Return the model's own way of sampling with what the command changes in it; ``overrides`` come last."""
+    from vidiff import config
+    from vidiff.models.build import check_skippable
     from vidiff.sampling.solvers import adjusted, solver_by_name
 
-    return replace(
-        own,
-        solver=adjusted(own.solver if sampler is None else solver_by_name(sampler), eta, order),
-        num_steps=own.num_steps if steps is None else steps,
-        guidance=own.guidance if scale is None else replace(own.guidance, scale=scale),
+    sampling = pipeline.config.sampling
+    guide = sampling.guidance if guidance is None else sampling.guidance.with_scale(guidance)
+    solver = sampling.solver if sampler.name is None else solver_by_name(sampler.name)
+    sampling = replace(
+        sampling,
+        solver=adjusted(solver, sampler.eta, sampler.order),
+        num_steps=sampling.num_steps if steps is None else steps,
+        guidance=guide if rescale is None else replace(guide, rescale=rescale),
+        temperature=sampling.temperature if temperature is None else temperature,
     )
+    sampling = config.overridden(sampling, overrides)
+    check_skippable(pipeline.config.backbone, sampling.guidance.skip.layers)
+    return sampling
 
 
 def _settings(
@@ -140,6 +156,7 @@ def _settings(
 ) -> "Settings":
     """Fill what the command left open from the model's own defaults."""
     from vidiff.cli.devices import checked_dtype
+    from vidiff.cli.jobs import check_travels
     from vidiff.data.video_write import format_of
     from vidiff.generation import Settings, final_size, resolve_size, stage_count
 
@@ -147,6 +164,7 @@ def _settings(
     resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
     for text in warnings:
         warn(text)
+    check_travels(pipeline, jobs, resolved, sampling.num_steps)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
     return Settings(
@@ -159,6 +177,16 @@ def _settings(
         device=str(pipeline.device),
         stages=count,
     )
+
+
+def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
+    """Return the jobs whose clips an earlier run has not made."""
+    from vidiff.generation import is_finished, recipe_of
+
+    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
+    if len(waiting) < len(jobs):
+        note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
+    return waiting
 
 
 def _make(

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidiff.data.video_write import format_of, suffix_of
+from vidiff.diffusion.travel import TRAVELS, checked_travel, literal, parsed, travels
 from vidiff.errors import ConfigError, DataError, ResourceError
 from vidiff.generation import Job
+from vidiff.pipeline import Pipeline
+from vidiff.types import Size
 
 _MAX_PROMPT = 2_000
 _MAX_PROMPTS = 100_000
@@ -22,6 +25,7 @@ class _Row:
     id: str
     negative: str | None = None
     seed: int | None = None
+    travel: str | None = None
 
 
 def plan(
@@ -32,8 +36,9 @@ def plan(
     seed: int,
     num: int,
     format: str | None,
+    travel: str = TRAVELS[0],
 ) -> list[Job]:
-    """Return the clips to make, checked.
+    """Return the clips to make, checked; ``travel`` is what several prompts in one depend on.
 
     Raises:
         ConfigError: for an empty prompt, or arguments that contradict one another.
@@ -45,11 +50,12 @@ def plan(
         folder = Path("clips") if output is None else output
         suffix = suffix_of(format_of(Path("x.mp4"), format))
         return [
-            Job(
+            _job(
                 row.prompt,
                 row.seed if row.seed is not None else seed,
                 folder / f"{row.id}{suffix}",
-                row.negative or negative or "",
+                row.negative or negative,
+                row.travel or travel,
             )
             for row in _rows(from_file)
         ]
@@ -60,10 +66,26 @@ def plan(
         raise ConfigError(f"{output}: --num {num} needs a folder, not one file")
     if named and output is not None and num == 1:
         format_of(output, format)
-        return [Job(text, seed, output, negative or "")]
+        return [_job(text, seed, output, negative, travel)]
     suffix = suffix_of(format_of(Path("x.mp4"), format))
     folder = output or Path(".")
-    return [Job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative or "") for i in range(num)]
+    return [_job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative, travel) for i in range(num)]
+
+
+def check_travels(pipeline: Pipeline, jobs: list[Job], size: Size, num_steps: int) -> None:
+    """Raise a ConfigError now if a job has more prompts than its clip has latent frames, or there are steps."""
+    frames = pipeline.autoencoder.latents.shape(size.frames, size.height, size.width)[1]
+    for job in jobs:
+        if job.travel is not None:
+            parsed(job.prompt, job.travel).table(num_steps, frames)
+
+
+def _job(text: str, seed: int, output: Path, negative: str | None, travel: str) -> Job:
+    kind = checked_travel(travel)
+    if not travels(text):
+        return Job(literal(text), seed, output, negative or "")
+    parsed(text, kind)
+    return Job(text, seed, output, negative or "", kind)
 
 
 def check_writable(path: Path) -> None:
@@ -126,7 +148,10 @@ def _json_row(place: str, line: str, index: int) -> _Row:
         raise DataError(f"{place}: negative must be text and seed a whole number")
     if seed is not None and not 0 <= seed < 2**32:
         raise DataError(f"{place}: seeds lie between 0 and {2**32 - 1}, got {seed}")
-    return _Row(text, str(name), negative, seed)
+    travel = row.get("travel")
+    if travel not in (None, *TRAVELS):
+        raise DataError(f"{place}: travel must be one of {', '.join(TRAVELS)}, got {travel!r}")
+    return _Row(text, str(name), negative, seed, travel)
 
 
 def _checked(prompt: str, place: str) -> str:

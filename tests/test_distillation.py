@@ -113,7 +113,7 @@ def test_the_boundary_of_consistency_is_what_the_teacher_says():
             {"method": ConsistencyDistillation(teacher_steps=5, skip=5)},
             "skip lies in 1 to teacher_steps - 1 = 4",
         ),
-        ({"sampling": replace(FEW, guidance=Guidance(scale=2.0))}, "set sampling.guidance.scale to 1, got 2"),
+        ({"sampling": replace(FEW, guidance=Guidance(scale=2.0))}, "set sampling.guidance.scale to 1, got 2.0"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):

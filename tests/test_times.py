@@ -112,7 +112,7 @@ def test_steps_of_larger_clips_are_noisier():
         (lambda: BetaSpacing(alpha=0), "alpha and beta must be positive"),
         (lambda: ListedSpacing(listed=(1.0,)), "times must fall"),
         (lambda: SamplingConfig(positions=-1), "positions is a number"),
-        (lambda: SamplingConfig(temperature=0), "temperature must be positive"),
+        (lambda: SamplingConfig(temperature=-1.0), "temperature is at least 0"),
         (lambda: TrailingSpacing().times(FlowSchedule(), 0), "at least 1, got 0"),
     ],
 )

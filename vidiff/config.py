@@ -24,7 +24,7 @@ from vidiff.errors import ConfigError, did_you_mean
 from vidiff.overrides import include_origins, override, upward
 from vidiff.yaml12 import Place, read_yaml
 
-__all__ = ["dump", "from_dict", "load", "read_yaml", "to_dict"]
+__all__ = ["dump", "from_dict", "load", "overridden", "read_yaml", "to_dict"]
 
 T = TypeVar("T")
 
@@ -67,6 +67,15 @@ def from_dict(cls: Any, data: Any, source: str = "") -> Any:
         ConfigError: names every problem with its place and what would do.
     """
     return _checked(cls, data, {(): source}, source)
+
+
+def overridden(obj: T, overrides: Sequence[str]) -> T:
+    """Return a config with ``guidance.rescale=0.7`` overrides, checked; raises as ``load``."""
+    data = to_dict(obj)
+    origins: dict[Place, str] = {(): ""}
+    for text in overrides:
+        data = override(data, text, origins)
+    return _checked(type(obj), data, origins, "")
 
 
 def to_dict(obj: Any) -> Any:

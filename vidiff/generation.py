@@ -20,6 +20,7 @@ from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import decode
+from vidiff.diffusion.travel import Travel, checked_travel, told_at_once
 from vidiff.errors import ConfigError, DataError
 from vidiff.model_folder import SamplingConfig
 from vidiff.pipeline import Pipeline
@@ -27,7 +28,7 @@ from vidiff.sampling.noise import stage_seed
 from vidiff.types import Size
 
 # Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
-_DECISIVE = ("prompt", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
+_DECISIVE = ("prompt", "travel", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
 
@@ -40,6 +41,7 @@ class Job:
     seed: int
     output: Path
     negative: str = ""
+    travel: Travel | None = None  # makes the prompt several, see `vidiff.diffusion.travel`; None: a bar is text
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ def generate(
             settings.size,
             settings.sampling,
             negatives=[job.negative for job in jobs],
+            travels=[job.travel for job in jobs],
             dtype=dtype,
             on_step=on_step,
         )
@@ -233,7 +236,7 @@ def _finished(
     """Decode the base stage's latents and refine the clips; return them as uint8 (B, F, H, W, 3)."""
     dtype, size = getattr(torch, settings.dtype), settings.size
     clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
-    prompts, negatives = [job.prompt for job in jobs], [job.negative for job in jobs]
+    prompts, negatives = [told_at_once(job.prompt, job.travel) for job in jobs], [job.negative for job in jobs]
     for number, refiner in enumerate(pipeline.refiners[: settings.stages], 1):
         if settings.keep_stages:
             for job, clip in zip(jobs, clips.numpy(), strict=True):
@@ -258,6 +261,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
     return {
         "vidiff": vidiff.__version__,
         "prompt": job.prompt,
+        "travel": job.travel,
         "negative": job.negative,
         "seed": job.seed,
         "model": settings.model,
@@ -285,7 +289,12 @@ def is_finished(job: Job, recipe: dict[str, Any]) -> bool:
     """
     if not job.output.exists():
         return False
-    found = {"stages": []} | (read_metadata(job.output) or {})  # recipes older than the cascade do not name stages
+    # Recipes older than the cascade do not name stages, nor those older than travel a kind of it.
+    found = {"stages": [], "travel": None} | (read_metadata(job.output) or {})
+    try:
+        found["sampling"] = config.to_dict(config.from_dict(SamplingConfig, found["sampling"]))  # older ones say less
+    except (KeyError, ConfigError):
+        return False
     return all(found.get(key) == value for key, value in json.loads(json.dumps(recipe)).items() if key in _DECISIVE)
 
 
@@ -359,7 +368,11 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
         DataError: if a part of the recipe is missing or not what `recipe_of` writes.
     """
     try:
-        job = Job(str(recipe["prompt"]), int(recipe["seed"]), output, str(recipe["negative"]))
+        travel = recipe.get("travel")
+        job = Job(
+            *(str(recipe["prompt"]), int(recipe["seed"]), output, str(recipe["negative"])),
+            travel=None if travel is None else checked_travel(travel),
+        )
         settings = Settings(
             model=str(recipe["model"]),
             size=config.from_dict(Size, recipe["size"]),

@@ -18,7 +18,7 @@ from vidiff.diffusion.prediction import Prediction
 from vidiff.diffusion.schedule import CosineSchedule, NoiseSchedule, Schedule
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
-from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone
+from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone, check_skippable
 from vidiff.models.dit import DiTConfig
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
@@ -41,19 +41,19 @@ class SamplingConfig:
     negative: str = ""  # empty: the learned null text
     spacing: Spacing = field(default_factory=UniformSpacing)  # of the steps
     positions: int = 0  # latent places (f h w) the spacing is meant for; larger clips get noisier steps; 0: any
-    temperature: float = 1.0  # deviation of all noise that is drawn; below 1 is safer and less varied
+    temperature: float = 1.0  # times all noise, the first and what solvers add; below 1 clips are more alike
     last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
         check_steps(self.solver, self.num_steps)
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature is at least 0, got {self.temperature}")
         if not 0 <= self.last_t < 1:
             raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
         if self.positions < 0:
             raise ConfigError(f"positions is a number of latent places or 0, got {self.positions}")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature must be positive, got {self.temperature}")
         if isinstance(self.spacing, ListedSpacing):
             self.spacing.check(self.num_steps)
 
@@ -100,6 +100,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_refines(self.backbone, self.refines, self.pixels)
         check_variance(self.learned_variance, self.refines)
+        check_skippable(self.backbone, self.sampling.guidance.skip.layers)
 
     def denoiser(self, latents: LatentSpec) -> Denoiser:
         """Return the untrained denoiser."""

@@ -12,9 +12,10 @@ from vidiff import resources
 from vidiff.checkpoint import model_hash
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
+from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
-from vidiff.models.build import Autoencoder
+from vidiff.models.build import Autoencoder, check_skippable
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.refining import Refiner
 from vidiff.sampling.loop import sample
@@ -53,6 +54,7 @@ class Pipeline:
         sampling: SamplingConfig,
         *,
         negatives: Sequence[str] | None = None,
+        travels: Sequence[Travel | None] | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -66,31 +68,37 @@ class Pipeline:
             size: of the clips, on the latent grid.
             sampling: solver, steps and guidance.
             negatives: B of them; None is the sampling's own.
+            travels: B of them; one that is given makes its prompt several, see `vidiff.diffusion.travel`.
             dtype: precision of the network; sampling itself is float32 and its coefficients float64.
             on_step: called as (steps done, num_steps, estimate of x_0).
 
         Raises:
-            ConfigError: if the size is not on the latent grid.
+            ConfigError: if the size is not on the latent grid, there are more prompts in one than frames or steps, or
+                guidance skips layers that the network does not have.
         """
+        check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        cond = Conditioning(self.text(prompts))
-        null = cond.with_text(self.text(negatives))
-        device = self.device
+        conds = self._conditionings(prompts, travels or [None] * len(prompts), sampling.num_steps, shape[1])
+        device, times = self.device, self.times(size, sampling).to(self.device)
+        null = Conditioning(self.denoiser.null_text(len(prompts)))
         noise = SeededNoise(seeds)
-
-        def randn() -> Tensor:
-            return sampling.temperature * noise.randn(*shape).to(device)
-
+        latents = noise.randn(*shape).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
-                guided(self.denoiser, cond, null, sampling.guidance),
+                guided(
+                    *(self.denoiser, conds, null, sampling.guidance),
+                    negative=null.with_text(self.text(negatives)) if any(negatives) else None,
+                    schedule=self.config.schedule,
+                    times=times,
+                ),
                 self.config.schedule,
                 sampling.solver,
-                randn(),
-                self.times(size, sampling).to(device),
-                randn=randn,
-                variance=self._variance(cond),
+                latents,
+                times,
+                randn=lambda: noise.randn(*shape).to(device),
+                variance=self._variance(conds.conds[0]),
+                temperature=sampling.temperature,
                 on_step=on_step,
             ).float()
 
@@ -98,6 +106,24 @@ class Pipeline:
         if not self.denoiser.learned_variance:
             return None
         return lambda x, t: self.denoiser.with_variance(x, t, cond)[1]
+
+    def _conditionings(
+        self, prompts: Sequence[str], kinds: Sequence[Travel | None], num_steps: int, frames: int
+    ) -> Mixed:
+        """Return what each of the clips' prompts says, and when; ``frames`` are latent ones."""
+        if not any(kinds):
+            return Mixed((Conditioning(self.text(prompts)),))
+        found = [
+            PromptTravel("blend", (prompt,), (1.0,)) if kind is None else parsed(prompt, kind)
+            for prompt, kind in zip(prompts, kinds, strict=True)
+        ]
+        count = max(len(one.prompts) for one in found)
+        table = torch.zeros(num_steps, count, len(found), frames, dtype=torch.float64)
+        for index, one in enumerate(found):
+            table[:, : len(one.prompts), index] = one.table(num_steps, frames)
+        # A clip of fewer prompts than its neighbors says its first one once more, which then counts nothing.
+        texts = [[(one.prompts[slot:] or one.prompts)[0] for one in found] for slot in range(count)]
+        return Mixed(tuple(Conditioning(self.text(slot)) for slot in texts), table)
 
     def text(self, prompts: Sequence[str], denoiser: Denoiser | None = None) -> TextEmbedding:
         """Return the states of ``prompts``; an empty one becomes the null text that ``denoiser`` learned."""

@@ -133,13 +133,16 @@ class Refiner:
         plain = self.pixels.encode(guess(self.refines, clips, place, self._device))
         cond = replace(cond, low_res=noised(schedule, plain, randn(next(uses)), cond.low_res_t))
         del plain
+        null, times = cond.with_text(self.denoiser.null_text(len(clips))), sampling.times(schedule)
+        against = cond.with_text(negative)
         latents = sample(
-            guided(self.denoiser, cond, cond.with_text(negative), sampling.guidance),
+            guided(self.denoiser, cond, null, sampling.guidance, negative=against, schedule=schedule, times=times),
             schedule,
             sampling.solver,
             randn(next(uses)),
-            sampling.times(schedule),
+            times,
             randn=lambda: randn(next(uses)),
+            temperature=sampling.temperature,
             on_step=on_step,
         ).float()
         if not torch.isfinite(latents).all():

@@ -46,6 +46,8 @@ class Conditioning:
     first_frame: Tensor | None = None  # latent frame index at which x_t starts in its clip, (B,), int64; None is 0
     low_res: Tensor | None = None  # cascade stages: the previous stage's latents on this stage's grid, (B, C, f, h, w)
     low_res_t: Tensor | None = None  # how much noise was added to low_res, (B,)
+    skip_layers: tuple[int, ...] = ()  # blocks that a dit leaves out, from 0
+    skips: Tensor | None = None  # for which samples it does, bool, (B,); None is all
 
     def with_text(self, text: TextEmbedding) -> "Conditioning":
         return replace(self, text=text)
@@ -56,6 +58,10 @@ class Conditioning:
         text, null = self.text.padded(length), null.padded(length)
         tokens = torch.where(drop[:, None, None], null.tokens.to(text.tokens.dtype), text.tokens)
         return self.with_text(TextEmbedding(tokens, torch.where(drop[:, None], null.mask, text.mask)))
+
+    def skipping(self, layers: tuple[int, ...]) -> "Conditioning":
+        """Return the same for a network without the blocks ``layers``."""
+        return replace(self, skip_layers=layers, skips=None)
 
     def joined(self, other: "Conditioning") -> "Conditioning":
         """Stack the samples of ``other`` behind these (B + B'), so that one call of the backbone serves both."""
@@ -68,12 +74,23 @@ class Conditioning:
                 raise ValueError("joined conditionings must hold the same parts")
             return None if a is None or b is None else torch.cat([a, b])
 
+        if self.skip_layers and other.skip_layers and self.skip_layers != other.skip_layers:
+            raise ValueError("joined conditionings must skip the same layers, or none")
+        layers = self.skip_layers or other.skip_layers
         return Conditioning(
             text,
             cat(self.first_frame, other.first_frame),
             cat(self.low_res, other.low_res),
             cat(self.low_res_t, other.low_res_t),
+            layers,
+            torch.cat([self._skips(), other._skips()]) if layers else None,
         )
+
+    def _skips(self) -> Tensor:
+        if self.skips is not None:
+            return self.skips
+        mask = self.text.mask
+        return torch.full((len(mask),), bool(self.skip_layers), device=mask.device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from torch import nn
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
 from vidiff.models.pixels import PixelAutoencoder
+from vidiff.models.skipping import check_layers
 from vidiff.models.two_level import TwoLevelDiT, TwoLevelDiTConfig
 from vidiff.models.unet3d import UNet3D, UNet3DConfig
 from vidiff.types import LatentSpec
@@ -22,3 +23,14 @@ def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -
             return TwoLevelDiT(config, latents.channels, text_dim)
         case UNet3DConfig():
             return UNet3D(config, latents.channels, text_dim)
+
+
+def check_skippable(config: BackboneConfig, layers: tuple[int, ...]) -> None:
+    """Raise a ConfigError if the backbone does not have the blocks ``layers``, or none that can be left out."""
+    match config:
+        case DiTConfig():
+            check_layers(layers, config.depth)
+        case TwoLevelDiTConfig():
+            check_layers(layers, config.coarse.depth + config.depth)
+        case UNet3DConfig():
+            check_layers(layers, 0)

@@ -15,11 +15,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention, check_head_width
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
+from vidiff.models.skipping import check_layers, passed
 from vidiff.types import Conditioning, pooled_text
 
 
@@ -205,8 +205,10 @@ class SpaceTimeDiT(nn.Module):
             The output, (B, C, f, h, w), in the type of ``x``.
 
         Raises:
-            ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip.
+            ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip or skips
+                blocks that are not there.
         """
+        check_layers(cond.skip_layers, self.config.depth)
         return self.outputs(x, t, cond).output
 
     def outputs(self, x: Tensor, t: Tensor, cond: Conditioning) -> DiTOutput:
@@ -227,11 +229,7 @@ class SpaceTimeDiT(nn.Module):
         if self.pooled_projection is not None:
             emb = emb + self.pooled_projection(pooled_text(cond.text)).to(emb.dtype)
         context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, context, use_reentrant=False)
-            else:
-                tokens = block(tokens, context)
+        tokens = passed(self.blocks, tokens, context, cond, recompute=self.config.gradient_checkpointing)
 
         shift, scale = self.out_modulation(emb if self.time_projection is None else emb[:, None]).split(1, dim=1)
         y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.norm_eps)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from vidiff.errors import ConfigError
 from vidiff.models.dit import Context, DiTConfig, Modulation, SpaceTimeBlock, SpaceTimeDiT
 from vidiff.models.embeddings import TextProjection, absolute_embedding, rotary_table, token_positions
+from vidiff.models.skipping import check_layers, passed
 from vidiff.types import Conditioning
 
 
@@ -77,7 +78,7 @@ class TwoLevelDiT(nn.Module):
         Args:
             x: noisy latents x_t, (B, C, f, h, w).
             t: diffusion times in [0, 1], (B,).
-            cond: as for `SpaceTimeDiT`.
+            cond: as for `SpaceTimeDiT`; the small tokens' blocks are counted on from the large ones'.
 
         Returns:
             The output, (B, C, f, h, w), in the type of ``x``.
@@ -85,6 +86,7 @@ class TwoLevelDiT(nn.Module):
         Raises:
             ConfigError: as `SpaceTimeDiT.forward`.
         """
+        check_layers(cond.skip_layers, self.config.coarse.depth + self.config.depth)
         found = self.coarse.outputs(x, t, cond)
         f, h, w = x.shape[2:]
         _, ph, pw = self.config.coarse.patch_size
@@ -107,8 +109,7 @@ class TwoLevelDiT(nn.Module):
             num_frames=f,
             dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype,
         )
-        for block in self.blocks:
-            tokens = block(tokens, context)
+        tokens = passed(self.blocks, tokens, context, cond, first=self.config.coarse.depth)
         shift, scale = self.out_modulation(out_emb).split(1, dim=1)
         y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.coarse.norm_eps)
         drawn = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)

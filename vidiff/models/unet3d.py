@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention, check_head_width
 from vidiff.models.embeddings import TextProjection, TimeEmbedding, rotary_table, token_positions
+from vidiff.models.skipping import check_layers
 from vidiff.types import Conditioning, pooled_text
 
 
@@ -210,8 +211,9 @@ class UNet3D(nn.Module):
 
         Raises:
             ConfigError: if ``cond`` holds a low-resolution clip and the config does not take one, or the reverse, or
-                one of another size or without its noise.
+                one of another size or without its noise, or skips blocks.
         """
+        check_layers(cond.skip_layers, 0)
         if (cond.low_res is not None) != self.config.low_res:
             raise ConfigError("a unet3d with low_res: true, and only that one, is given the clip of the stage before")
         if cond.low_res is not None and (cond.low_res.shape != x.shape or cond.low_res_t is None):

@@ -82,6 +82,7 @@ def sample(
     *,
     randn: Callable[[], Tensor] | None = None,
     variance: DenoiseFn | None = None,
+    temperature: float = 1.0,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrate from noise to data.
@@ -94,6 +95,8 @@ def sample(
         times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
         variance: where the log-variance lies between its bounds, in [0, 1], for solvers that use a learned one.
+        temperature: times all noise, ``noise`` and what ``randn`` draws (as that of Kingma & Dhariwal, 2018, section
+            6).
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
@@ -101,8 +104,10 @@ def sample(
     """
     num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
-    problem = Problem(denoise, schedule, randn, num_steps, variance)
-    state = SolverState(x=(sigma.to(noise) * noise))  # whatever signal t_max still had is not known: none is put in
+    fresh = randn if randn is None or temperature == 1 else lambda: temperature * randn()
+    problem = Problem(denoise, schedule, fresh, num_steps, variance)
+    # Whatever signal t_max still had is not known: none is put in.
+    state = SolverState(x=(temperature * sigma).to(noise) * noise)
     for index in range(num_steps):
         state = solver(problem, state, times[index], times[index + 1])
         if on_step is not None:

@@ -193,15 +193,18 @@ class DenoiserStage:
         if low_res is not None:  # without noise, to see the most that the stage can do
             low_res, low_res_t = low_res[:, :, :frames].to(device), torch.zeros(count, device=device)
         cond = Conditioning(self.text.embedding(captions).to(device), first, low_res, low_res_t)
-        denoise = guided(model, cond, cond.with_text(model.null_text(count)), self.sampling.guidance)
+        null, schedule = cond.with_text(model.null_text(count)), self.config.schedule
+        times = replace(self.sampling, num_steps=12, spacing=UniformSpacing()).times(schedule)
+        denoise = guided(model, cond, null, self.sampling.guidance, schedule=schedule, times=times)
         noise, shape = SeededNoise(range(count)), latents[0, :, :frames].shape
         latents = sample(
             denoise,
-            self.config.schedule,
+            schedule,
             self.sampling.solver,
             noise.randn(*shape).to(device),
-            replace(self.sampling, num_steps=12, spacing=UniformSpacing()).times(self.config.schedule),
+            times,
             randn=lambda: noise.randn(*shape).to(device),
+            temperature=self.sampling.temperature,
         )
         clips = to_uint8(self.autoencoder.decode(latents)).cpu()
         return {self.data.key(i): clips[i] for i in range(count)}

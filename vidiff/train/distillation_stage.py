@@ -56,7 +56,7 @@ class DistillationStageConfig:
         if self.sampling.guidance.scale != 1:
             raise ConfigError(
                 f"{self.name}: the teacher's guidance is learned, and the student takes none: set "
-                f"sampling.guidance.scale to 1, got {self.sampling.guidance.scale:g}"
+                f"sampling.guidance.scale to 1, got {self.sampling.guidance.scale}"
             )
         if not 0 <= self.drop_text <= 1:
             raise ConfigError(f"drop_text is a share in [0, 1], got {self.drop_text}")
@@ -130,7 +130,7 @@ class DistillationStage:
             teacher = self.teacher.to(where)
             null = cond.with_text(self._null(count, where))
             room = Classroom(
-                guided(teacher, cond, null, self.guidance),
+                guided(teacher, cond, null, self.guidance, schedule=self.schedule),
                 lambda x, t: self.student(x, t, cond),
                 self.schedule,
                 self.config.sampling,

@@ -191,23 +191,27 @@ class HeldOutEvaluation:
         sampling, size, device = self.model_config.sampling, self.model_config.size, model.null_tokens.device
         count, shape = len(text.tokens), self.autoencoder.latents.shape(size.frames, size.height, size.width)
         cond = Conditioning(text.to(device))
-        noise = SeededNoise(range(first, first + count))
+        noise, schedule = SeededNoise(range(first, first + count)), self.model_config.schedule
+        times = sampling.times(schedule)
+        null, negative = cond.with_text(model.null_text(count)), self._negative(cond)
         latents = sample(
-            guided(model, cond, cond.with_text(self._null(model, count)), sampling.guidance),
-            self.model_config.schedule,
+            guided(model, cond, null, sampling.guidance, negative=negative, schedule=schedule, times=times),
+            schedule,
             sampling.solver,
             noise.randn(*shape).to(device),
-            sampling.times(self.model_config.schedule).to(device),
+            times.to(device),
             randn=lambda: noise.randn(*shape).to(device),
+            temperature=sampling.temperature,
         )
         return to_uint8(self.autoencoder.decode(latents.float())).cpu()
 
-    def _null(self, model: Denoiser, count: int) -> TextEmbedding:
-        """Return what guidance leads away from, for ``count`` samples."""
+    def _negative(self, cond: Conditioning) -> Conditioning | None:
+        """Return ``cond`` with the negative prompt that the model's sampling has, or None."""
         if self.negative is None:
-            return model.null_text(count)
+            return None
+        count, device = len(cond.text.tokens), cond.text.tokens.device
         tokens, mask = (part.expand(count, *part.shape[1:]) for part in (self.negative.tokens, self.negative.mask))
-        return TextEmbedding(tokens, mask).to(model.null_tokens.device)
+        return cond.with_text(TextEmbedding(tokens, mask).to(device))
 
 
 def _reference(data: Clips, count: int, folder: Path) -> ClipSet:
