@@ -1,6 +1,6 @@
 """``vidiff generate``"""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,22 @@ if TYPE_CHECKING:
 
     from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
+    from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
+    from vidiff.types import Size
+
+_SEED = {"min": 0, "max": 2**32 - 1}
+
+ToSeed = Annotated[int | None, typer.Option(**_SEED, help="Make --num clips on the way from --seed to this one.")]
+ToPrompt = Annotated[str | None, typer.Option(help="Make --num clips on the way from PROMPT to this one.")]
+Vary = Annotated[int | None, typer.Option(min=1, help="Make this many variations of the seed's clip.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="How far variations go: 0 is the clip itself, 1 another seed's; default 0.3."),
+]
+Noise = Annotated[
+    Path | None, typer.Option(help="Start from the noise that invert made of a clip, with its steps and sampler.")
+]
 
 
 def generate(
@@ -22,7 +37,7 @@ def generate(
     model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")] = "sprites",
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
+    seed: Annotated[int | None, typer.Option(**_SEED, help="The same seed gives the same clip; default 0.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, euler or heun.")] = None,
@@ -30,6 +45,11 @@ def generate(
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Clips of this prompt, at seeds SEED, SEED + 1, ...")] = 1,
+    to_seed: ToSeed = None,
+    to_prompt: ToPrompt = None,
+    vary: Vary = None,
+    strength: Strength = None,
+    noise: Noise = None,
     from_file: Annotated[
         Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed.")
     ] = None,
@@ -57,13 +77,16 @@ def generate(
 
       vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 
+      vidiff generate "an orc" --vary 4 --strength 0.2 -o orcs/
+
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
-        from vidiff.generation import is_finished, recipe_of
+        from vidiff.cli.starts import Ways
 
-        planned = planning.plan(prompt, from_file, output, negative, seed, num, format)
+        ways = Ways(to_seed, to_prompt, vary, strength, noise)
+        planned = planning.plan(prompt, from_file, output, negative, seed, num, format, ways)
         for job in planned:
             planning.check_writable(job.output)
         pipeline = _load(model, device, download)
@@ -73,14 +96,19 @@ def generate(
         shared = replace(shared, keep_stages=keep_stages)
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
-        waiting = planned
-        if from_file:
-            waiting = [job for job in planned if not is_finished(job, recipe_of(pipeline, job, shared))]
-            if len(waiting) < len(planned):
-                note(f"{len(planned) - len(waiting)} of {len(planned)} clips were made before")
+        waiting = _unfinished(pipeline, planned, shared) if from_file else planned
         made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
         if json:
             result(made, "", as_json=True)
+
+
+def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
+    from vidiff.generation import is_finished, recipe_of
+
+    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
+    if len(waiting) < len(jobs):
+        note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
+    return waiting
 
 
 def _load(model: str, device: str | None, download: bool) -> "Pipeline":
@@ -111,20 +139,18 @@ def _settings(
     """Fill what the command left open from the model's own defaults."""
     from vidiff.cli.devices import checked_dtype
     from vidiff.data.video_write import format_of
-    from vidiff.generation import Settings, final_size, resolve_size, stage_count
+    from vidiff.generation import Settings
     from vidiff.sampling.solvers import solver_by_name
+    from vidiff.sizes import final_size, stage_count
 
-    sampling = pipeline.config.sampling
+    count = stage_count(pipeline, stages)
+    sampling, resolved = _defaults(pipeline, jobs[0], frames, fps, size, count)
     sampling = replace(
         sampling,
         solver=sampling.solver if sampler is None else solver_by_name(sampler),
         num_steps=sampling.num_steps if steps is None else steps,
         guidance=sampling.guidance if scale is None else replace(sampling.guidance, scale=scale),
     )
-    count = stage_count(pipeline, stages)
-    resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
-    for text in warnings:
-        warn(text)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
     return Settings(
@@ -137,6 +163,26 @@ def _settings(
         device=str(pipeline.device),
         stages=count,
     )
+
+
+def _defaults(
+    pipeline: "Pipeline", job: "Job", frames: int | None, fps: float | None, size: str | None, stages: int
+) -> "tuple[SamplingConfig, Size]":
+    """Return the sampling and size that the model has, or the noise that the clip starts from."""
+    from vidiff.errors import ConfigError
+    from vidiff.sizes import resolve_size
+
+    if job.noise is None:
+        resolved, warnings = resolve_size(pipeline, frames, fps, size, stages)
+        for text in warnings:
+            warn(text)
+        return pipeline.config.sampling, resolved
+    told = job.noise.read()
+    if told.model_hash != pipeline.hash:
+        raise ConfigError(f"{job.noise.path} was made with another model ({told.model}); give that one with --model")
+    if (frames, fps, size) != (None, None, None):
+        raise ConfigError("--noise is as long and large as its clip; leave out --frames, --fps and --size")
+    return told.sampling, told.size
 
 
 def _make(
@@ -187,6 +233,7 @@ def _report(one: "Result") -> dict[str, Any]:
         "prompt": one.job.prompt,
         "negative": one.job.negative,
         "seed": one.job.seed,
+        "arc": None if one.job.arc is None else asdict(one.job.arc),
         "seconds": round(one.seconds, 3),
         "run": str(one.run),
         "frames_sha256": one.frames_sha256,

@@ -11,11 +11,12 @@ from vidiff import resources
 from vidiff.checkpoint import model_hash
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import guided
-from vidiff.errors import CheckpointError, did_you_mean
+from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
 from vidiff.models.build import Autoencoder
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.refining import Refiner
+from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.text import sources
@@ -47,6 +48,8 @@ class Pipeline:
         sampling: SamplingConfig,
         *,
         negatives: Sequence[str] | None = None,
+        arcs: Sequence[Arc | None] | None = None,
+        noise: Sequence[Tensor | None] | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -60,19 +63,21 @@ class Pipeline:
             size: of the clips, on the latent grid.
             sampling: solver, steps and guidance.
             negatives: B of them; None is the sampling's own.
+            arcs: B of them: where clips lie on the way to other seeds and prompts; None is at their own.
+            noise: B of them, (C, f, h, w): what clips start from in place of the first draw of their seeds.
             dtype: precision of the network; sampling itself is float32 and its coefficients float64.
             on_step: called as (steps done, num_steps, estimate of x_0).
 
         Raises:
-            ConfigError: if the size is not on the latent grid.
+            ConfigError: if the size is not on the latent grid, or noise has another size.
         """
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        cond = Conditioning(self.text(prompts))
+        cond = Conditioning(self.text(prompts, arcs=arcs))
         null = cond.with_text(self.text(negatives))
         device = self.device
-        noise = SeededNoise(seeds)
-        latents = noise.randn(*shape).to(device)
+        source = ArcNoise(seeds, arcs) if arcs is not None and any(arcs) else SeededNoise(seeds)
+        latents = _started(source.randn(*shape), noise).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(self.denoiser, cond, null, sampling.guidance),
@@ -80,18 +85,40 @@ class Pipeline:
                 sampling.solver,
                 latents,
                 sampling.times().to(device),
-                randn=lambda: noise.randn(*shape).to(device),
+                randn=lambda: source.randn(*shape).to(device),
                 on_step=on_step,
             ).float()
 
-    def text(self, prompts: Sequence[str], denoiser: Denoiser | None = None) -> TextEmbedding:
-        """Return the states of ``prompts``; an empty one becomes the null text that ``denoiser`` learned."""
+    def text(
+        self, prompts: Sequence[str], denoiser: Denoiser | None = None, arcs: Sequence[Arc | None] | None = None
+    ) -> TextEmbedding:
+        """Return the states of ``prompts``, or those on the way that ``arcs`` say to others.
+
+        An empty prompt becomes the null text that ``denoiser`` learned.
+        """
+        ways = [
+            (p, 0.0) if arc is None or arc.to_prompt is None else (arc.to_prompt, arc.share)
+            for p, arc in zip(prompts, arcs or [None] * len(prompts), strict=True)
+        ]
+        if any(share for _, share in ways):
+            others = self.text([prompt for prompt, _ in ways], denoiser)
+            return text_between(self.text(prompts, denoiser), others, [share for _, share in ways])
         null = (denoiser or self.denoiser).null_text(len(prompts))
         if not any(prompts):
             return null
         found = self.text_encoder.encode([prompt or "a" for prompt in prompts]).to(self.device)
         empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
         return Conditioning(found).drop_text(empty, null).text
+
+
+def _started(drawn: Tensor, noise: Sequence[Tensor | None] | None) -> Tensor:
+    """Return ``drawn`` (B, C, f, h, w) with the samples replaced for which there is other noise."""
+    if noise is None:
+        return drawn
+    for one in noise:
+        if one is not None and one.shape != drawn.shape[1:]:
+            raise ConfigError(f"noise of shape {tuple(one.shape)} does not fit latents {tuple(drawn.shape[1:])}")
+    return torch.stack([own if one is None else one.to(own) for own, one in zip(drawn, noise, strict=True)])
 
 
 def find_model(name: str, download: bool = False) -> Path:
