@@ -23,7 +23,7 @@ def check(
     Example: vidiff data check my-clips/ --frames 17 --size 64x64
     """
     from vidiff.data.dataset import ClipDataset, DataConfig
-    from vidiff.generation import parsed_size
+    from vidiff.sizes import parsed_size
 
     height, width = parsed_size(size)
     dataset = ClipDataset(DataConfig(path, frames=frames, height=height, width=width, fps=fps))
@@ -58,7 +58,7 @@ def toyworld(
     """
     from vidiff.data.toyworld.only import parsed
     from vidiff.data.toyworld.write import ToyClips, write_folder, write_shards
-    from vidiff.generation import parsed_size
+    from vidiff.sizes import parsed_size
     from vidiff.types import Size
 
     height, width = parsed_size(size if "x" in size else f"{size}x{size}")

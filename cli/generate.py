@@ -1,6 +1,6 @@
 """``vidiff generate``"""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from vidiff.generation import Job, Result, Settings
     from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
+    from vidiff.types import Size
+
+_SEED = {"min": 0, "max": 2**32 - 1}
+
+ToSeed = Annotated[int | None, typer.Option(**_SEED, help="Make --num clips on the way from --seed to this one.")]
+ToPrompt = Annotated[str | None, typer.Option(help="Make --num clips on the way from PROMPT to this one.")]
+Vary = Annotated[int | None, typer.Option(min=1, help="Make this many variations of the seed's clip.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="How far variations go: 0 is the clip itself, 1 another seed's; default 0.3."),
+]
+Noise = Annotated[
+    Path | None, typer.Option(help="Start from the noise that invert made of a clip, with its steps and sampler.")
+]
 
 
 def generate(
@@ -23,7 +37,7 @@ def generate(
     model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")] = "sprites",
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same clip.")] = 0,
+    seed: Annotated[int | None, typer.Option(**_SEED, help="The same seed gives the same clip; default 0.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[
         str | None,
@@ -42,6 +56,11 @@ def generate(
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Clips of this prompt, at seeds SEED, SEED + 1, ...")] = 1,
+    to_seed: ToSeed = None,
+    to_prompt: ToPrompt = None,
+    vary: Vary = None,
+    strength: Strength = None,
+    noise: Noise = None,
     from_file: Annotated[
         Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed, travel.")
     ] = None,
@@ -69,19 +88,30 @@ def generate(
 
       vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
 
+      vidiff generate "an orc" --vary 4 --strength 0.2 -o orcs/
+
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
 
       vidiff generate "an orc walking right | a skeleton walking right" --guidance 6@0:0.7,1
     """
     with terminated_as_interrupt():
         from vidiff.cli import jobs as planning
+        from vidiff.cli.starts import Ways
 
-        planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel)
+        ways = Ways(to_seed, to_prompt, vary, strength, noise)
+        planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel, ways)
         for job in planned:
             planning.check_writable(job.output)
         pipeline = _load(model, device, download)
         sampling = _sampling(
-            pipeline, steps, guidance, guidance_rescale, temperature, _Sampler(sampler, eta, order), set or []
+            pipeline,
+            _own_sampling(pipeline, planned[0]),
+            steps,
+            guidance,
+            guidance_rescale,
+            temperature,
+            _Sampler(sampler, eta, order),
+            set or [],
         )
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
         shared = replace(shared, keep_stages=keep_stages)
@@ -91,6 +121,15 @@ def generate(
         made = _make(pipeline, waiting, shared, batch, preview, settings, json, contact_sheet)
         if json:
             result(made, "", as_json=True)
+
+
+def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
+    from vidiff.generation import is_finished, recipe_of
+
+    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
+    if len(waiting) < len(jobs):
+        note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
+    return waiting
 
 
 def _load(model: str, device: str | None, download: bool) -> "Pipeline":
@@ -114,6 +153,7 @@ class _Sampler:
 
 def _sampling(
     pipeline: "Pipeline",
+    own: "SamplingConfig",
     steps: int | None,
     guidance: str | None,
     rescale: float | None,
@@ -121,20 +161,19 @@ def _sampling(
     sampler: "_Sampler",
     overrides: list[str],
 ) -> "SamplingConfig":
-    """Return the model's own way of sampling with what the command changes in it; ``overrides`` come last."""
+    """Return ``own`` way of sampling with what the command changes in it; ``overrides`` come last."""
     from vidiff import config
     from vidiff.models.build import check_skippable
     from vidiff.sampling.solvers import adjusted, solver_by_name
 
-    sampling = pipeline.config.sampling
-    guide = sampling.guidance if guidance is None else sampling.guidance.with_scale(guidance)
-    solver = sampling.solver if sampler.name is None else solver_by_name(sampler.name)
+    guide = own.guidance if guidance is None else own.guidance.with_scale(guidance)
+    solver = own.solver if sampler.name is None else solver_by_name(sampler.name)
     sampling = replace(
-        sampling,
+        own,
         solver=adjusted(solver, sampler.eta, sampler.order),
-        num_steps=sampling.num_steps if steps is None else steps,
+        num_steps=own.num_steps if steps is None else steps,
         guidance=guide if rescale is None else replace(guide, rescale=rescale),
-        temperature=sampling.temperature if temperature is None else temperature,
+        temperature=own.temperature if temperature is None else temperature,
     )
     sampling = config.overridden(sampling, overrides)
     check_skippable(pipeline.config.backbone, sampling.guidance.skip.layers)
@@ -158,12 +197,11 @@ def _settings(
     from vidiff.cli.devices import checked_dtype
     from vidiff.cli.jobs import check_travels
     from vidiff.data.video_write import format_of
-    from vidiff.generation import Settings, final_size, resolve_size, stage_count
+    from vidiff.generation import Settings
+    from vidiff.sizes import final_size, stage_count
 
     count = stage_count(pipeline, stages)
-    resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
-    for text in warnings:
-        warn(text)
+    resolved = _size(pipeline, jobs[0], frames, fps, size, count)
     check_travels(pipeline, jobs, resolved, sampling.num_steps)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
@@ -187,6 +225,35 @@ def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> 
     if len(waiting) < len(jobs):
         note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
     return waiting
+
+
+def _own_sampling(pipeline: "Pipeline", job: "Job") -> "SamplingConfig":
+    """Return the sampling that the model has, or the noise that the clip starts from."""
+    from vidiff.errors import ConfigError
+
+    if job.noise is None:
+        return pipeline.config.sampling
+    told = job.noise.read()
+    if told.model_hash != pipeline.hash:
+        raise ConfigError(f"{job.noise.path} was made with another model ({told.model}); give that one with --model")
+    return told.sampling
+
+
+def _size(
+    pipeline: "Pipeline", job: "Job", frames: int | None, fps: float | None, size: str | None, stages: int
+) -> "Size":
+    """Return the size of the base's clip, as the command says or as the noise is that it starts from."""
+    from vidiff.errors import ConfigError
+    from vidiff.sizes import resolve_size
+
+    if job.noise is not None:
+        if (frames, fps, size) != (None, None, None):
+            raise ConfigError("--noise is as long and large as its clip; leave out --frames, --fps and --size")
+        return job.noise.read().size
+    resolved, warnings = resolve_size(pipeline, frames, fps, size, stages)
+    for text in warnings:
+        warn(text)
+    return resolved
 
 
 def _make(
@@ -237,6 +304,7 @@ def _report(one: "Result") -> dict[str, Any]:
         "prompt": one.job.prompt,
         "negative": one.job.negative,
         "seed": one.job.seed,
+        "arc": None if one.job.arc is None else asdict(one.job.arc),
         "seconds": round(one.seconds, 3),
         "run": str(one.run),
         "frames_sha256": one.frames_sha256,

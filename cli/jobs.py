@@ -4,9 +4,10 @@ import json
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vidiff.cli.starts import SEEDS, Start, Ways, starts
 from vidiff.data.video_write import format_of, suffix_of
 from vidiff.diffusion.travel import TRAVELS, checked_travel, literal, parsed, travels
 from vidiff.errors import ConfigError, DataError, ResourceError
@@ -33,10 +34,11 @@ def plan(
     from_file: Path | None,
     output: Path | None,
     negative: str | None,
-    seed: int,
+    seed: int | None,
     num: int,
     format: str | None,
     travel: str = TRAVELS[0],
+    ways: Ways = SEEDS,
 ) -> list[Job]:
     """Return the clips to make, checked; ``travel`` is what several prompts in one depend on.
 
@@ -46,13 +48,17 @@ def plan(
     """
     if (prompt is None) == (from_file is None):
         raise ConfigError("give a prompt or --from-file, one of the two")
+    if ways.to_prompt is not None:
+        ways = replace(ways, to_prompt=checked(ways.to_prompt, "the prompt of --to-prompt"))
     if from_file is not None:
+        if ways.options:
+            raise ConfigError(f"{ways.options[0]} takes one prompt; leave out --from-file")
         folder = Path("clips") if output is None else output
         suffix = suffix_of(format_of(Path("x.mp4"), format))
         return [
             _job(
                 row.prompt,
-                row.seed if row.seed is not None else seed,
+                row.seed if row.seed is not None else seed or 0,
                 folder / f"{row.id}{suffix}",
                 row.negative or negative,
                 row.travel or travel,
@@ -60,16 +66,18 @@ def plan(
             for row in _rows(from_file)
         ]
     assert prompt is not None
-    text = _checked(prompt, "the prompt")
+    text = checked(prompt, "the prompt")
+    clips = starts(seed, num, ways)
     named = output is not None and (output.suffix != "" or format == "frames")
-    if num > 1 and named and output is not None and format != "frames":
-        raise ConfigError(f"{output}: --num {num} needs a folder, not one file")
-    if named and output is not None and num == 1:
+    if len(clips) > 1 and named and output is not None and format != "frames":
+        many = f"--num {num}" if ways.vary is None else f"--vary {ways.vary}"
+        raise ConfigError(f"{output}: {many} needs a folder, not one file")
+    if named and output is not None and len(clips) == 1:
         format_of(output, format)
-        return [_job(text, seed, output, negative, travel)]
+        return [_job(text, clips[0].seed, output, negative, travel, clips[0])]
     suffix = suffix_of(format_of(Path("x.mp4"), format))
     folder = output or Path(".")
-    return [_job(text, seed + i, folder / f"{slug(text)}-{seed + i}{suffix}", negative, travel) for i in range(num)]
+    return [_job(text, one.seed, folder / f"{slug(text)}-{one.name}{suffix}", negative, travel, one) for one in clips]
 
 
 def check_travels(pipeline: Pipeline, jobs: list[Job], size: Size, num_steps: int) -> None:
@@ -80,12 +88,15 @@ def check_travels(pipeline: Pipeline, jobs: list[Job], size: Size, num_steps: in
             parsed(job.prompt, job.travel).table(num_steps, frames)
 
 
-def _job(text: str, seed: int, output: Path, negative: str | None, travel: str) -> Job:
+def _job(text: str, seed: int, output: Path, negative: str | None, travel: str, start: Start | None = None) -> Job:
     kind = checked_travel(travel)
+    arc, noise = (None, None) if start is None else (start.arc, start.noise)
     if not travels(text):
-        return Job(literal(text), seed, output, negative or "")
+        return Job(literal(text), seed, output, negative or "", None, arc, noise)
     parsed(text, kind)
-    return Job(text, seed, output, negative or "", kind)
+    if arc is not None and arc.to_prompt is not None:
+        raise ConfigError("--to-prompt leads from one prompt to another, and this one holds several, parted by |")
+    return Job(text, seed, output, negative or "", kind, arc, noise)
 
 
 def check_writable(path: Path) -> None:
@@ -119,7 +130,7 @@ def _rows(path: Path) -> list[_Row]:
         rows = [_json_row(f"{path}:{number}", line, index) for index, (number, line) in enumerate(lines)]
     else:
         rows = [
-            _Row(_checked(line, f"{path}:{number}"), f"{i:05d}-{slug(line)}") for i, (number, line) in enumerate(lines)
+            _Row(checked(line, f"{path}:{number}"), f"{i:05d}-{slug(line)}") for i, (number, line) in enumerate(lines)
         ]
     seen: set[str] = set()
     for (number, _), row in zip(lines, rows, strict=True):
@@ -139,7 +150,7 @@ def _json_row(place: str, line: str, index: int) -> _Row:
     prompt = row.get("prompt", row.get("caption"))
     if not isinstance(prompt, str):
         raise DataError(f"{place}: needs a prompt or a caption")
-    text = _checked(prompt, place)
+    text = checked(prompt, place)
     name = row.get("id", f"{index:05d}-{slug(text)}")
     if not isinstance(name, str | int) or not _ID.fullmatch(str(name)) or str(name).startswith("."):
         raise DataError(f"{place}: the id {name!r} does not do as a file name; use letters, digits, '_', '-' and '.'")
@@ -154,7 +165,8 @@ def _json_row(place: str, line: str, index: int) -> _Row:
     return _Row(text, str(name), negative, seed, travel)
 
 
-def _checked(prompt: str, place: str) -> str:
+def checked(prompt: str, place: str) -> str:
+    """Return a prompt with single spaces; raises a ConfigError that names ``place`` if it cannot be one."""
     text = " ".join(prompt.split())
     if not text:
         raise ConfigError(f"{place} is empty: say what the clip shows")

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from vidiff import __version__
-from vidiff.cli import data, decode, evaluate, generate, models, reproduce, samplers, train, upscale
+from vidiff.cli import data, decode, evaluate, generate, invert, models, reproduce, samplers, train, upscale
 from vidiff.errors import UserError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(train.train)
+app.command()(invert.invert)
 app.command()(upscale.upscale)
 app.command()(decode.decode)
 app.command()(reproduce.reproduce)

@@ -1,18 +1,20 @@
 """``vidiff reproduce``"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vidiff.cli.output import note, result, terminated_as_interrupt, warn
-from vidiff.errors import DataError
+from vidiff.errors import ConfigError, DataError
 
 
 def reproduce(
     clip: Annotated[Path, typer.Argument(help="A file that generate made.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: NAME-again beside it.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the model lies now, if it has moved.")] = None,
+    noise: Annotated[Path | None, typer.Option(help="Where the noise lies now that it starts from.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a clip again from the recipe inside it, and say whether the frames are the same.
@@ -32,6 +34,11 @@ def reproduce(
             raise DataError(f"{clip}: holds no recipe of vidiff generate")
         target = output or clip.with_name(f"{clip.stem}-again{clip.suffix}")
         job, settings = job_and_settings(recipe, target, clip)
+        if noise is not None and job.noise is None:
+            raise ConfigError(f"{clip} starts from a seed; leave out --noise")
+        if job.noise is not None:
+            job = replace(job, noise=replace(job.noise, path=noise or job.noise.path))
+            job.noise.read()
         pipeline = load(find_model(model or settings.model), settings.device)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")

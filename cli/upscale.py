@@ -41,8 +41,8 @@ def upscale(
         from vidiff.cli.progress import sampling_progress
         from vidiff.data.video_io import inspect, read_clip
         from vidiff.data.video_write import format_of, write_video
-        from vidiff.generation import parsed_size
         from vidiff.pipeline import find_model, load
+        from vidiff.sizes import parsed_size
         from vidiff.types import Size
         from vidiff.upscaling import plan
         from vidiff.upscaling import upscale as run

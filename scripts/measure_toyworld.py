@@ -30,10 +30,10 @@ from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import render
 from vidiff.data.video_io import read_clip
 from vidiff.data.video_write import write_video
-from vidiff.generation import final_size
 from vidiff.metrics.toyworld_oracle import Verdict, accuracy, judge
 from vidiff.models.perceptual import DIMS, STAGES, PerceptualDistance
 from vidiff.pipeline import Pipeline, find_model, load
+from vidiff.sizes import final_size
 from vidiff.weights import write_tensors
 
 

@@ -21,10 +21,10 @@ from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
 from vidiff.data.video_io import inspect
 from vidiff.data.video_write import write_video
 from vidiff.errors import CheckpointError, ConfigError
-from vidiff.generation import final_size, resolve_size, stage_count
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.pipeline import load
+from vidiff.sizes import final_size, resolve_size, stage_count
 from vidiff.train import cache
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.recipe import Recipe, run

@@ -25,6 +25,7 @@ LAYERS = [
     {"decoding", "train", "metrics"},
     {"refining"},
     {"pipeline"},
+    {"inverting", "sizes"},
     {"generation"},
     {"upscaling", "evaluation"},
     {"cli", "__main__"},

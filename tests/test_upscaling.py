@@ -13,12 +13,13 @@ from rich.console import Console
 from tests.loaded import script
 from tests.test_generation import MODEL, Words, networks, settings_of
 from vidiff.errors import ConfigError
-from vidiff.generation import Job, final_size, generate, resolve_size
+from vidiff.generation import Job, generate
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.pipeline import Pipeline
 from vidiff.refinement import SpatialSR, TemporalSR
 from vidiff.refining import WINDOWS, Refiner
 from vidiff.sampling.noise import SeededNoise
+from vidiff.sizes import final_size, resolve_size
 from vidiff.types import LatentSpec, Size
 from vidiff.upscaling import plan, upscale
 

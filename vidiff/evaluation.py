@@ -9,7 +9,7 @@ from pathlib import Path
 from vidiff.data.video_io import ClipInfo
 from vidiff.data.video_write import format_of
 from vidiff.errors import ConfigError, DataError
-from vidiff.generation import Job, Settings, final_size, is_finished, recipe_of, stage_count
+from vidiff.generation import Job, Settings, is_finished, recipe_of
 from vidiff.generation import generate as make
 from vidiff.metrics.clip_set import ClipSet, SetClip, check_alike, check_copies, check_there, open_clip_set
 from vidiff.metrics.evaluate import LIKELIHOOD, Tools, chosen, evaluate, shared
@@ -18,6 +18,7 @@ from vidiff.metrics.model_likelihood import AS_USUAL, LikelihoodConfig, ModelDen
 from vidiff.metrics.results import Clip, Results, versions
 from vidiff.pipeline import Pipeline
 from vidiff.processes import ALONE, Share
+from vidiff.sizes import final_size, stage_count
 
 
 @dataclass(frozen=True)

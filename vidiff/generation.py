@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,18 +16,23 @@ from torch import Tensor
 import vidiff
 from vidiff import checkpoint, config, files
 from vidiff.data.metadata import read_metadata
-from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import decode
 from vidiff.diffusion.travel import Travel, checked_travel, told_at_once
 from vidiff.errors import ConfigError, DataError
+from vidiff.inverting import NoiseFile
 from vidiff.model_folder import SamplingConfig
 from vidiff.pipeline import Pipeline
+from vidiff.sampling.interpolation import Arc
 from vidiff.sampling.noise import stage_seed
+from vidiff.sizes import final_size
 from vidiff.types import Size
 
 # Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
-_DECISIVE = ("prompt", "travel", "negative", "seed", "model_hash", "sampling", "size", "stages", "upscale", "dtype")
+_STARTS = ("prompt", "travel", "negative", "seed", "arc", "noise")
+_DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype")
+# What recipes say that were written before these could be anything else.
+_OLDER: dict[str, Any] = {"stages": [], "travel": None, "arc": None, "noise": None}
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
 
@@ -42,6 +46,15 @@ class Job:
     output: Path
     negative: str = ""
     travel: Travel | None = None  # makes the prompt several, see `vidiff.diffusion.travel`; None: a bar is text
+    arc: Arc | None = None  # on the way to another seed or prompt
+    noise: NoiseFile | None = None  # in place of the first draw of the seed
+
+    def seed_of(self, stage: int) -> int:
+        """Return the seed of a super-resolution stage: its own until the end of an arc, where it is the other one."""
+        seed = self.seed
+        if self.arc is not None and self.arc.to_seed is not None and self.arc.share == 1:
+            seed = self.arc.to_seed
+        return stage_seed(seed, stage)
 
 
 @dataclass(frozen=True)
@@ -79,108 +92,6 @@ def unseen(stage: str) -> Iterator[OnStep]:
     yield lambda done, total, x_0: None
 
 
-def resolve_size(
-    pipeline: Pipeline, frames: int | None, fps: float | None, size: str | None, stages: int = 0
-) -> tuple[Size, list[str]]:
-    """Return the base stage's size for the wanted result, and warnings for what the model was not trained on.
-
-    Args:
-        pipeline: its own size stands where nothing is said.
-        frames: of the result, after ``stages`` super-resolution stages.
-        fps: of the result.
-        size: of the result, ``WIDTHxHEIGHT``.
-        stages: how many super-resolution stages follow the base.
-
-    Raises:
-        ConfigError: if the size is malformed, too large or not one that the stages reach; the message names the
-            nearest that they do.
-    """
-    own = pipeline.config.size
-    wanted = final_size(pipeline, own, stages)
-    height, width = (wanted.height, wanted.width) if size is None else parsed_size(size)
-    wanted = Size(wanted.frames if frames is None else frames, height, width, wanted.fps if fps is None else fps)
-    if not 0 < wanted.fps <= 240:
-        raise ConfigError(f"fps must lie above 0 and up to 240, got {wanted.fps}")
-    check_limits(wanted)
-    _check_reachable(pipeline, wanted, stages)
-    for refiner in reversed(pipeline.refiners[:stages]):
-        wanted = refiner.refines.before(wanted)
-    warnings = []
-    fewest, most = pipeline.config.frames
-    if not fewest <= wanted.frames <= most:
-        warnings.append(f"{wanted.frames} frames, but the model was trained on {fewest} to {most}")
-    if (wanted.height, wanted.width) != (own.height, own.width):
-        trained = f"{own.width}x{own.height}"
-        warnings.append(f"{wanted.width}x{wanted.height} pixels, but the model was trained on {trained}")
-    return wanted, warnings
-
-
-def check_limits(size: Size) -> None:
-    """Raise a ConfigError if a clip of ``size`` is larger than vidiff itself reads."""
-    pixels = size.height * size.width
-    if pixels > MAX_PIXELS or size.frames > min(MAX_FRAMES, MAX_TOTAL // (3 * pixels)):
-        raise ConfigError(
-            f"{size.frames} frames of {size.width}x{size.height} are too much for one clip; the most are {MAX_FRAMES} "
-            f"frames, {MAX_PIXELS} pixels a frame and {MAX_TOTAL >> 30} GiB in all"
-        )
-
-
-def _check_reachable(pipeline: Pipeline, wanted: Size, stages: int) -> None:
-    """Raise a ConfigError that names the nearest size if no base clip becomes ``wanted`` after ``stages`` stages."""
-    step, side = _steps(pipeline, stages)
-    frames = max(0, round((wanted.frames - 1) / step)) * step + 1
-    height, width = (max(1, round(pixels / side)) * side for pixels in (wanted.height, wanted.width))
-    wrong = []
-    if frames != wanted.frames:
-        wrong.append(f"frames must be {step} * n + 1, got {wanted.frames}; try {frames}")
-    if (height, width) != (wanted.height, wanted.width):
-        got = f"{wanted.width}x{wanted.height}"
-        wrong.append(f"width and height must be multiples of {side}, got {got}; try {width}x{height}")
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-
-
-def _steps(pipeline: Pipeline, stages: int) -> tuple[int, int]:
-    """Return the grid of results, (s, p): s * n + 1 frames whose sides are multiples of p pixels.
-
-    Every stage's clip is whole in its own folded pixels.
-    """
-    spec = pipeline.autoencoder.latents
-    step, side = spec.frame_stride, spec.stride
-    for refiner in pipeline.refiners[:stages]:
-        finer, spec = refiner.size(Size(step + 1, side, side, 1.0)), refiner.pixels.latents
-        step, side = math.lcm(finer.frames - 1, spec.frame_stride), math.lcm(finer.height, spec.stride)
-    return step, side
-
-
-def stage_count(pipeline: Pipeline, stages: str | None) -> int:
-    """Return how many super-resolution stages ``stages`` asks for, such as "base,temporal_sr"; None is all.
-
-    Raises:
-        ConfigError: if they are not the model's first stages in its order; the message names those.
-    """
-    own = ["base", *(refiner.name for refiner in pipeline.refiners)]
-    names = own if stages is None else [name.strip() for name in stages.split(",")]
-    if names != own[: len(names)]:
-        raise ConfigError(f"stages must be the first of {','.join(own)}, got {stages}")
-    return len(names) - 1
-
-
-def final_size(pipeline: Pipeline, base: Size, stages: int) -> Size:
-    """Return what a base clip of size ``base`` becomes after ``stages`` super-resolution stages."""
-    for refiner in pipeline.refiners[:stages]:
-        base = refiner.size(base)
-    return base
-
-
-def parsed_size(size: str) -> tuple[int, int]:
-    """Return (height, width) of ``WIDTHxHEIGHT``; raises ConfigError if it is not that."""
-    parts = size.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"size is WIDTHxHEIGHT in pixels, such as 64x64; got {size!r}")
-    return int(parts[1]), int(parts[0])
-
-
 def generate(
     pipeline: Pipeline,
     jobs: list[Job],
@@ -212,6 +123,8 @@ def generate(
             settings.sampling,
             negatives=[job.negative for job in jobs],
             travels=[job.travel for job in jobs],
+            arcs=[job.arc for job in jobs],
+            noise=[None if job.noise is None else job.noise.read().noise for job in jobs],
             dtype=dtype,
             on_step=on_step,
         )
@@ -246,9 +159,9 @@ def _finished(
         with progress(name) as on_step:
             clips = refiner.refine(
                 clips,
-                pipeline.text(prompts, refiner.denoiser),
+                pipeline.text(prompts, refiner.denoiser, [job.arc for job in jobs]),
                 pipeline.text(negatives, refiner.denoiser),
-                [stage_seed(job.seed, number) for job in jobs],
+                [job.seed_of(number) for job in jobs],
                 refiner.config.sampling,
                 dtype=dtype,
                 on_step=on_step,
@@ -264,6 +177,8 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "travel": job.travel,
         "negative": job.negative,
         "seed": job.seed,
+        "arc": None if job.arc is None else asdict(job.arc),
+        "noise": None if job.noise is None else {"path": str(job.noise.path), "sha256": job.noise.sha256},
         "model": settings.model,
         "model_hash": pipeline.hash,
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
@@ -289,8 +204,7 @@ def is_finished(job: Job, recipe: dict[str, Any]) -> bool:
     """
     if not job.output.exists():
         return False
-    # Recipes older than the cascade do not name stages, nor those older than travel a kind of it.
-    found = {"stages": [], "travel": None} | (read_metadata(job.output) or {})
+    found = _OLDER | (read_metadata(job.output) or {})
     try:
         found["sampling"] = config.to_dict(config.from_dict(SamplingConfig, found["sampling"]))  # older ones say less
     except (KeyError, ConfigError):
@@ -368,10 +282,13 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
         DataError: if a part of the recipe is missing or not what `recipe_of` writes.
     """
     try:
-        travel = recipe.get("travel")
+        recipe = _OLDER | recipe
+        travel, noise = recipe["travel"], recipe["noise"]
         job = Job(
             *(str(recipe["prompt"]), int(recipe["seed"]), output, str(recipe["negative"])),
             travel=None if travel is None else checked_travel(travel),
+            arc=None if recipe["arc"] is None else config.from_dict(Arc, recipe["arc"]),
+            noise=None if noise is None else NoiseFile(Path(noise["path"]), str(noise["sha256"])),
         )
         settings = Settings(
             model=str(recipe["model"]),
@@ -381,7 +298,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
             device=str(recipe["device"]),
-            stages=len(recipe.get("stages", ())),  # which recipes older than the cascade do not have
+            stages=len(recipe["stages"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{source}: its recipe is damaged: {error}") from error

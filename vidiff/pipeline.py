@@ -13,11 +13,12 @@ from vidiff.checkpoint import model_hash
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
-from vidiff.errors import CheckpointError, did_you_mean
+from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
 from vidiff.models.build import Autoencoder, check_skippable
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.refining import Refiner
+from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
 from vidiff.text import sources
@@ -55,6 +56,8 @@ class Pipeline:
         *,
         negatives: Sequence[str] | None = None,
         travels: Sequence[Travel | None] | None = None,
+        arcs: Sequence[Arc | None] | None = None,
+        noise: Sequence[Tensor | None] | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -69,21 +72,23 @@ class Pipeline:
             sampling: solver, steps and guidance.
             negatives: B of them; None is the sampling's own.
             travels: B of them; one that is given makes its prompt several, see `vidiff.diffusion.travel`.
+            arcs: B of them: where clips lie on the way to other seeds and prompts; None is at their own.
+            noise: B of them, (C, f, h, w): what clips start from in place of the first draw of their seeds.
             dtype: precision of the network; sampling itself is float32 and its coefficients float64.
             on_step: called as (steps done, num_steps, estimate of x_0).
 
         Raises:
-            ConfigError: if the size is not on the latent grid, there are more prompts in one than frames or steps, or
-                guidance skips layers that the network does not have.
+            ConfigError: if the size is not on the latent grid, there are more prompts in one than frames or steps,
+                guidance skips layers that the network does not have, or noise has another size.
         """
         check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        conds = self._conditionings(prompts, travels or [None] * len(prompts), sampling.num_steps, shape[1])
+        conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, sampling.num_steps, shape[1])
         device, times = self.device, self.times(size, sampling).to(self.device)
         null = Conditioning(self.denoiser.null_text(len(prompts)))
-        noise = SeededNoise(seeds)
-        latents = noise.randn(*shape).to(device)
+        source = ArcNoise(seeds, arcs) if arcs is not None and any(arcs) else SeededNoise(seeds)
+        latents = _started(source.randn(*shape), noise).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(
@@ -96,7 +101,7 @@ class Pipeline:
                 sampling.solver,
                 latents,
                 times,
-                randn=lambda: noise.randn(*shape).to(device),
+                randn=lambda: source.randn(*shape).to(device),
                 variance=self._variance(conds.conds[0]),
                 temperature=sampling.temperature,
                 on_step=on_step,
@@ -108,11 +113,16 @@ class Pipeline:
         return lambda x, t: self.denoiser.with_variance(x, t, cond)[1]
 
     def _conditionings(
-        self, prompts: Sequence[str], kinds: Sequence[Travel | None], num_steps: int, frames: int
+        self,
+        prompts: Sequence[str],
+        kinds: Sequence[Travel | None],
+        arcs: Sequence[Arc | None] | None,
+        num_steps: int,
+        frames: int,
     ) -> Mixed:
         """Return what each of the clips' prompts says, and when; ``frames`` are latent ones."""
         if not any(kinds):
-            return Mixed((Conditioning(self.text(prompts)),))
+            return Mixed((Conditioning(self.text(prompts, arcs=arcs)),))
         found = [
             PromptTravel("blend", (prompt,), (1.0,)) if kind is None else parsed(prompt, kind)
             for prompt, kind in zip(prompts, kinds, strict=True)
@@ -123,16 +133,38 @@ class Pipeline:
             table[:, : len(one.prompts), index] = one.table(num_steps, frames)
         # A clip of fewer prompts than its neighbors says its first one once more, which then counts nothing.
         texts = [[(one.prompts[slot:] or one.prompts)[0] for one in found] for slot in range(count)]
-        return Mixed(tuple(Conditioning(self.text(slot)) for slot in texts), table)
+        return Mixed(tuple(Conditioning(self.text(slot, arcs=arcs)) for slot in texts), table)
 
-    def text(self, prompts: Sequence[str], denoiser: Denoiser | None = None) -> TextEmbedding:
-        """Return the states of ``prompts``; an empty one becomes the null text that ``denoiser`` learned."""
+    def text(
+        self, prompts: Sequence[str], denoiser: Denoiser | None = None, arcs: Sequence[Arc | None] | None = None
+    ) -> TextEmbedding:
+        """Return the states of ``prompts``, or those on the way that ``arcs`` say to others.
+
+        An empty prompt becomes the null text that ``denoiser`` learned.
+        """
+        ways = [
+            (p, 0.0) if arc is None or arc.to_prompt is None else (arc.to_prompt, arc.share)
+            for p, arc in zip(prompts, arcs or [None] * len(prompts), strict=True)
+        ]
+        if any(share for _, share in ways):
+            others = self.text([prompt for prompt, _ in ways], denoiser)
+            return text_between(self.text(prompts, denoiser), others, [share for _, share in ways])
         null = (denoiser or self.denoiser).null_text(len(prompts))
         if not any(prompts):
             return null
         found = self.text_encoder.encode([prompt or "a" for prompt in prompts]).to(self.device)
         empty = torch.tensor([not prompt for prompt in prompts], device=self.device)
         return Conditioning(found).drop_text(empty, null).text
+
+
+def _started(drawn: Tensor, noise: Sequence[Tensor | None] | None) -> Tensor:
+    """Return ``drawn`` (B, C, f, h, w) with the samples replaced for which there is other noise."""
+    if noise is None:
+        return drawn
+    for one in noise:
+        if one is not None and one.shape != drawn.shape[1:]:
+            raise ConfigError(f"noise of shape {tuple(one.shape)} does not fit latents {tuple(drawn.shape[1:])}")
+    return torch.stack([own if one is None else one.to(own) for own, one in zip(drawn, noise, strict=True)])
 
 
 def find_model(name: str, download: bool = False) -> Path:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
-from vidiff.generation import OnStep, check_limits, unseen
+from vidiff.generation import OnStep, unseen
 from vidiff.pipeline import Pipeline
 from vidiff.refinement import SpatialSR, TemporalSR
 from vidiff.refining import WINDOWS, Refiner, whole
 from vidiff.sampling.noise import stage_seed
+from vidiff.sizes import check_limits
 from vidiff.types import Size
 
 _MAX_REPEATS = 3  # of one stage

@@ -117,8 +117,8 @@ def size_of(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file. Tied tensors are written once for each name.
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Tied tensors are written once for each name, and ``header`` for `read_header`.
 
     Raises:
         OSError: as the system says it.
@@ -131,7 +131,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         plain[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     try:
-        save_file(plain, str(path), metadata={"format": "pt"})
+        save_file(plain, str(path), metadata=header or {"format": "pt"})
     except SafetensorError as error:
         # The library hides the error number in its text.
         if number := re.search(r"os error (\d+)", str(error)):
@@ -147,6 +147,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     with _reading(path), safe_open(str(path), framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return what `write_tensors` was given as ``header``; raises as `read_tensors`."""
+    with _reading(path), safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
 
 
 class _reading:

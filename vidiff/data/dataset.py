@@ -98,7 +98,7 @@ class ClipDataset:
     def _accept(self, sample: Sample) -> None:
         config, info = self.config, sample.info
         fps = config.fps or info.fps
-        available = len(_picked(info, fps))
+        available = len(frames_at(info, fps))
         if available < config.frames:
             raise DataError(f"{sample.key}: {available} frames at {fps:g} fps, {config.frames} are needed")
         retimed, trimmed = abs(fps - info.fps) > 0.01, available > config.frames
@@ -159,16 +159,16 @@ class ClipDataset:
             DataError: if the clip cannot be read any more.
         """
         sample, config = self.samples[index], self.config
-        picked = _picked(sample.info, config.fps or sample.info.fps)
+        picked = frames_at(sample.info, config.fps or sample.info.fps)
         offset = round(start * (len(picked) - config.frames))
         frames = sample.read()[picked[offset : offset + config.frames]]
         height, width = self.bucket(index)
         pixels = torch.from_numpy(np.ascontiguousarray(frames))
         if not config.pictures:
-            return _fitted(pixels, height, width)
+            return fitted(pixels, height, width)
         side = config.pictures[index % len(config.pictures)]
         scale = side / min(pixels.shape[1:3])
-        large = _fitted(pixels, *(max(side, round(full * scale)) for full in pixels.shape[1:3]))
+        large = fitted(pixels, *(max(side, round(full * scale)) for full in pixels.shape[1:3]))
         rng = np.random.default_rng((index, side))
         top, left = (
             int(rng.integers(full - part + 1)) for full, part in zip(large.shape[1:3], (height, width), strict=True)
@@ -237,13 +237,13 @@ def _is_plain(member: Member, key: str) -> bool:
         return True  # reading it will tell
 
 
-def _picked(info: ClipInfo, fps: float) -> list[int]:
+def frames_at(info: ClipInfo, fps: float) -> list[int]:
     """Return the stored frames nearest to the times of a clip at ``fps``."""
     count = math.floor((info.frames - 1) * fps / info.fps + 1e-6) + 1
     return [min(info.frames - 1, round(index * info.fps / fps)) for index in range(count)]
 
 
-def _fitted(frames: Tensor, height: int, width: int) -> Tensor:
+def fitted(frames: Tensor, height: int, width: int) -> Tensor:
     """Scale (F, H, W, 3) to cover height x width, antialiased, and cut the center out; equal sizes stay untouched."""
     if frames.shape[1:3] == (height, width):
         return frames

@@ -202,6 +202,9 @@ def decisive(stage: StageConfig, recipe: Recipe) -> dict[str, Any]:
         del settings["sampling"], settings["evaluate"]  # may be chosen when all is trained, as may this noise
         if stage.refines is not None:
             del settings["refines"]["noise"]
+    if isinstance(stage, DistillationStageConfig):  # where its steps fall is what it learns; how they are taken is not
+        for name in ("solver", "guidance", "negative"):
+            del settings["sampling"][name]
     if not isinstance(stage, AutoencoderStageConfig):
         found["text"] = config.to_dict(recipe.text)
     return found
