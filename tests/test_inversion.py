@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_noise_approaches_that_of_the_exact_flow_at_first_order():
     for steps in (25, 50, 100):
         noise = invert(gaussian, gaussian.schedule, data, uniform_times(steps), num_iterations=40)
         errors.append((noise - exact).abs().max().item())
-    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert slopes == pytest.approx([1, 1], abs=0.25)
 
 
