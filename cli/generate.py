@@ -150,7 +150,7 @@ def _settings(
     resolved, warnings = resolve_size(pipeline, frames, fps, size, count)
     for text in warnings:
         warn(text)
-    check_travels(pipeline, jobs, resolved, sampling.num_steps)
+    check_travels(pipeline, jobs, resolved, len(sampling.times()) - 1)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
     return Settings(

@@ -73,8 +73,8 @@ class Pipeline:
         check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        conds = self._conditionings(prompts, travels or [None] * len(prompts), sampling.num_steps, shape[1])
         device, times = self.device, sampling.times().to(self.device)
+        conds = self._conditionings(prompts, travels or [None] * len(prompts), len(times) - 1, shape[1])
         null = Conditioning(self.denoiser.null_text(len(prompts)))
         noise = SeededNoise(seeds)
         latents = noise.randn(*shape).to(device)

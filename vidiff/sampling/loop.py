@@ -66,8 +66,7 @@ def sample(
         noise: standard normal latents, (B, C, f, h, w).
         times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
-        temperature: times all noise, ``noise`` and what ``randn`` draws (as that of Kingma & Dhariwal, 2018, section
-            6).
+        temperature: times all noise, ``noise`` and what ``randn`` draws (as in Kingma & Dhariwal, 2018).
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
