@@ -202,7 +202,7 @@ def _settings(
 
     count = stage_count(pipeline, stages)
     resolved = _size(pipeline, jobs[0], frames, fps, size, count)
-    check_travels(pipeline, jobs, resolved, sampling.num_steps)
+    check_travels(pipeline, jobs, resolved, len(pipeline.times(resolved, sampling)) - 1)
     final = final_size(pipeline, resolved, count)
     visible = max(1, 256 // max(final.height, final.width))
     return Settings(

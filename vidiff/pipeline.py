@@ -84,8 +84,8 @@ class Pipeline:
         check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, sampling.num_steps, shape[1])
         device, times = self.device, self.times(size, sampling).to(self.device)
+        conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
         null = Conditioning(self.denoiser.null_text(len(prompts)))
         source = ArcNoise(seeds, arcs) if arcs is not None and any(arcs) else SeededNoise(seeds)
         latents = _started(source.randn(*shape), noise).to(device)

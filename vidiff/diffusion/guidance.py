@@ -65,8 +65,7 @@ class Guidance:
     projection: Projection = field(default_factory=Projection)
     fit_null: bool = False  # scale the null velocity to the conditional one: CFG-Zero* (Fan et al., 2025)
     zero_steps: int = 0  # first steps that move nothing and cost nothing: its zero-init; not for multistep solvers
-    perpendicular: float | None = None  # weight of what of the negative is perpendicular to the prompt: Perp-Neg
-    #                                     (Armandpour et al., 2023); null: the negative replaces the null text
+    perpendicular: float | None = None  # weight of a Perp-Neg negative; null: it replaces the null text instead
     skip: SkipLayers = field(default_factory=SkipLayers)
     threshold: Threshold = field(default_factory=Threshold)
 

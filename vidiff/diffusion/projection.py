@@ -18,7 +18,7 @@ class Projection:
 
     The difference d between the estimates with and without text is averaged with the earlier ones, shortened to
     ``norm``, and its part parallel to the conditional estimate, which over-saturates, is weighted by ``eta``. Neutral
-    as it stands; the paper has eta 0, momentum -0.75 to -0.25, and norm 2.5 to 15 for 64 x 64 latents.
+    as it stands; the paper has eta 0, negative momentum, and a norm for each model, 2.5 to 15.
     """
 
     eta: float = 1.0

@@ -4,12 +4,12 @@
     piece    = value ["@" from ":" to]     from and to are times with 0 <= from <= to <= 1; left out, the piece
                                            covers the rest, and is the last
     value    = number                      6        the same throughout
-             | number ".." number          8..2     linear in t: 8 at ``from``, the earlier time, and 2 at ``to``
+             | number ".." number          8..2     linear in t: 8 at ``from``, the smaller time, and 2 at ``to``
              | number {"/" number}         15/1     one after the other, a step each; 15 at the first one up to ``to``
 
 ``6@0:0.7,1`` guides with 6 in the last 70% of the time to sample and not at all in the first 30%, which is
 limited-interval guidance (Kynkäänniemi et al., 2024). ``15@0.9:1,15/1`` is the oscillating guidance of Imagen Video
-(Ho et al., 2022, section 2.6): strong at first, then every other step without.
+(Ho et al., 2022): strong at first, then every other step without.
 """
 
 import math

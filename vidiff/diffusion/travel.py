@@ -3,9 +3,9 @@ r"""Prompt travel: several prompts in one clip, ``a red fox | a white wolf``.
 A bar that stands alone as a word parts the prompts; ``\|`` is the word ``|`` itself. The estimates of x_0 under the
 prompts are mixed, one evaluation each, and guidance is applied to the mixture. What the weights depend on is the kind
 of travel: the latent frame, from the first prompt in the first frame to the last one in the last; the step, each prompt
-for its part of them; or nothing, a blend, which is the conjunction of composable diffusion (Liu et al., 2022, equation
-11) with the scale of guidance shared out among the prompts. A last word ``:2`` gives a prompt its weight in a blend, or
-its share of the steps.
+for its part of them; or nothing, a blend. A blend is the conjunction of composable diffusion (Liu et al., 2022),
+null + sum_i w_i (cond_i - null), with the scale of guidance shared out among the w_i. A last word ``:2`` gives a prompt
+its weight in a blend, or its share of the steps.
 """
 
 import re

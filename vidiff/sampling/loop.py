@@ -95,8 +95,7 @@ def sample(
         times: falling times, (num_steps + 1,), float64, on any device.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
         variance: where the log-variance lies between its bounds, in [0, 1], for solvers that use a learned one.
-        temperature: times all noise, ``noise`` and what ``randn`` draws (as that of Kingma & Dhariwal, 2018, section
-            6).
+        temperature: times all noise, ``noise`` and what ``randn`` draws (as in Kingma & Dhariwal, 2018).
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Returns:
