@@ -133,7 +133,7 @@ def test_super_resolution_reads_the_text_on_the_way_and_the_seed_of_the_end(pipe
 
 
 def starts_of(tmp_path, seed=None, num=1, output=None, **ways):
-    return plan(SHORT, None, output or tmp_path, None, seed, num, None, Ways(**ways))
+    return plan(SHORT, None, output or tmp_path, None, seed, num, None, ways=Ways(**ways))
 
 
 def test_a_way_has_as_many_clips_as_are_asked_for_both_ends_among_them(tmp_path):
@@ -176,7 +176,7 @@ def test_starts_that_do_not_go_together_are_told_in_one_line(tmp_path, options, 
 
 def test_a_list_of_prompts_takes_no_other_starts(tmp_path):
     with pytest.raises(ConfigError, match="--vary takes one prompt; leave out --from-file"):
-        plan(None, tmp_path / "p.txt", None, None, None, 1, None, Ways(vary=2))
+        plan(None, tmp_path / "p.txt", None, None, None, 1, None, ways=Ways(vary=2))
 
 
 def test_a_clip_of_another_size_and_rate_is_read_as_the_models(pipeline, tmp_path):
