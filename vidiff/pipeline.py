@@ -76,13 +76,14 @@ class Pipeline:
         device, times = self.device, sampling.times().to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), len(times) - 1, shape[1])
         null = Conditioning(self.denoiser.null_text(len(prompts)))
+        negative = null.with_text(self.text(negatives)) if any(negatives) else None
         noise = SeededNoise(seeds)
         latents = noise.randn(*shape).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(
                     *(self.denoiser, conds, null, sampling.guidance),
-                    negative=null.with_text(self.text(negatives)) if any(negatives) else None,
+                    negative=negative,
                     schedule=self.config.schedule,
                     times=times,
                 ),
