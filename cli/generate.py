@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vidiff.generation import Job, Result, Settings
     from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
+    from vidiff.sampling.times import Spacing
     from vidiff.types import Size
 
 _SEED = {"min": 0, "max": 2**32 - 1}
@@ -52,6 +53,10 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="One of `vidiff samplers`.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, of samplers that can add it.")] = None,
     order: Annotated[int | None, typer.Option(help="Order of samplers that have several.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Where steps fall: uniform, trailing, karras, beta...; see docs/samplers.md.")
+    ] = None,
+    times: Annotated[str | None, typer.Option(help="The times of the steps instead: 1,0.8,0.5,0.")] = None,
     frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the file.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
@@ -110,7 +115,7 @@ def generate(
             guidance,
             guidance_rescale,
             temperature,
-            _Sampler(sampler, eta, order),
+            _Sampler(sampler, eta, order, spacing, times),
             set or [],
         )
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
@@ -144,11 +149,26 @@ def _load(model: str, device: str | None, download: bool) -> "Pipeline":
 
 @dataclass(frozen=True)
 class _Sampler:
-    """What the command says of the sampler."""
+    """What the command says of the sampler and its steps."""
 
     name: str | None
     eta: float | None
     order: int | None
+    spacing: str | None
+    times: str | None
+
+    def grid(self, own: "SamplingConfig", steps: int | None) -> "tuple[Spacing, int]":
+        """Return where steps fall and how many there are; raises a ConfigError if what was given contradicts itself."""
+        from vidiff.errors import ConfigError
+        from vidiff.sampling.times import listed_spacing, spacing_by_name
+
+        if self.times is None:
+            spacing = own.spacing if self.spacing is None else spacing_by_name(self.spacing)
+            return spacing, own.num_steps if steps is None else steps
+        if self.spacing is not None:
+            raise ConfigError("--times says where steps fall, and so does --spacing; give one of the two")
+        listed = listed_spacing(self.times)
+        return listed, len(listed.listed) - 1 if steps is None else steps
 
 
 def _sampling(
@@ -168,10 +188,12 @@ def _sampling(
 
     guide = own.guidance if guidance is None else own.guidance.with_scale(guidance)
     solver = own.solver if sampler.name is None else solver_by_name(sampler.name)
+    spacing, num_steps = sampler.grid(own, steps)
     sampling = replace(
         own,
         solver=adjusted(solver, sampler.eta, sampler.order),
-        num_steps=own.num_steps if steps is None else steps,
+        spacing=spacing,
+        num_steps=num_steps,
         guidance=guide if rescale is None else replace(guide, rescale=rescale),
         temperature=own.temperature if temperature is None else temperature,
     )

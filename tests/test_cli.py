@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 
 from tests.clips import write_folder
+from vidiff.cli.generate import _Sampler
 from vidiff.cli.jobs import plan, slug
 from vidiff.cli.progress import half_blocks
 from vidiff.errors import ConfigError, DataError
+from vidiff.model_folder import SamplingConfig
+from vidiff.sampling.times import KarrasSpacing, ListedSpacing
 
 
 def test_half_blocks_hold_two_pixels_a_character():
@@ -58,6 +61,18 @@ def test_lines_of_a_text_file_are_prompts(tmp_path):
     jobs = plan(None, tmp_path / "p.txt", tmp_path / "out", "blur", 4, 1, None)
     assert [(job.prompt, job.seed, job.negative) for job in jobs] == [("an orc", 4, "blur"), ("an elf", 4, "blur")]
     assert [job.output.name for job in jobs] == ["00000-an-orc.mp4", "00001-an-elf.mp4"]
+
+
+def test_where_steps_fall_is_said_by_name_or_one_by_one():
+    own = SamplingConfig(num_steps=30)
+    of = lambda spacing, times, steps=None: _Sampler(None, None, None, spacing, times).grid(own, steps)  # noqa: E731
+    assert of(None, None) == (own.spacing, 30) and of("karras", None, 8) == (KarrasSpacing(), 8)
+    assert of(None, "1,0.5,0") == (ListedSpacing(listed=(1.0, 0.5, 0.0)), 2)
+    with pytest.raises(ConfigError, match="give one of the two"):
+        of("karras", "1,0")
+    spacing, steps = of(None, "1,0.5,0", 7)
+    with pytest.raises(ConfigError, match="are 2 steps, not 7"):
+        SamplingConfig(spacing=spacing, num_steps=steps)
 
 
 def vidiff(*arguments, **kwargs):

@@ -157,6 +157,21 @@ def test_clips_with_and_without_travel_do_not_change_one_another(pipeline):
     assert not torch.allclose(made(["a | b"], [None])[0], frames)  # without travel a bar is text
 
 
+def test_texts_are_encoded_in_full_precision_whatever_the_network_runs_in(pipeline):
+    said = []
+
+    class Heard(Words):
+        def encode(self, prompts):
+            assert not torch.is_autocast_enabled("cpu")
+            said.extend(prompts)
+            return super().encode(prompts)
+
+    heard = replace(pipeline, text_encoder=Heard())
+    options = {"negatives": ["c"], "travels": ["frames"], "dtype": torch.bfloat16}
+    heard.sample(["a | b"], [1], MODEL.size, MODEL.sampling, **options)
+    assert sorted(said) == ["a", "b", "c"]
+
+
 def test_the_kind_of_travel_is_in_the_recipe_and_an_older_one_has_none(pipeline, tmp_path):
     job, settings = Job("a | b", 5, tmp_path / "a.gif", travel="time"), settings_of(pipeline, format="gif")
     (made,) = generate(pipeline, [job], settings)

@@ -87,13 +87,14 @@ class Pipeline:
         device, times = self.device, self.times(size, sampling).to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
         null = Conditioning(self.denoiser.null_text(len(prompts)))
+        negative = null.with_text(self.text(negatives)) if any(negatives) else None
         source = ArcNoise(seeds, arcs) if arcs is not None and any(arcs) else SeededNoise(seeds)
         latents = _started(source.randn(*shape), noise).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(
                     *(self.denoiser, conds, null, sampling.guidance),
-                    negative=null.with_text(self.text(negatives)) if any(negatives) else None,
+                    negative=negative,
                     schedule=self.config.schedule,
                     times=times,
                 ),
