@@ -5,7 +5,7 @@ import sys
 import typer
 
 from vidiff import __version__
-from vidiff.cli import data, decode, evaluate, generate, invert, models, reproduce, samplers, train, upscale
+from vidiff.cli import data, decode, evaluate, explain, generate, invert, models, reproduce, samplers, train, upscale
 from vidiff.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(samplers.samplers)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(explain.app, name="explain")
 
 
 def _version(value: bool) -> None:

@@ -85,14 +85,35 @@ def following(clips: np.ndarray, fps: float, wanted: list[tuple[str, Character]]
     return float(np.mean([np.mean(values) for values in found.values()]))
 
 
-def picture(rows: list[dict[str, object]], reference: float) -> str:
-    """Return following against evaluations, one line a sampler."""
-    series = []
-    for name in sorted({str(row["sampler"]) for row in rows}):
-        points = [row for row in rows if row["sampler"] == name]
-        series.append(Series(name, tuple(Point(float(p["evaluations"]), float(p["following"])) for p in points)))
-    panel = Panel("Attributes followed", series, "against evaluations of the network", floor=reference)
-    return line_plot(panel, x_label="evaluations")
+def picture(rows: list[dict[str, float | str]]) -> str:
+    """Return what is followed and how near the limit it comes, against evaluations, as one SVG file."""
+    kinds = {
+        "one evaluation a step": lambda t: not t.stochastic and t.evaluations == "1",
+        "several, or of an earlier step": lambda t: not t.stochastic and t.evaluations != "1",
+        "fresh noise": lambda t: t.stochastic,
+    }
+    plots = []
+    for quantity, title in (("following", "Attributes followed"), ("psnr", "PSNR to the 200-step result, dB")):
+        for kind, belongs in kinds.items():
+            series = _series(rows, quantity, [n for n, member in sorted(SOLVERS.items()) if belongs(member.traits)])
+            if series:
+                plots.append(line_plot(Panel(title, series, kind), x_label="evaluations"))
+    cells = [
+        plot.replace("<svg ", f'<svg x="{20 + 460 * (index % 3)}" y="{20 + 430 * (index // 3)}" width="430" ', 1)
+        for index, plot in enumerate(plots)
+    ]
+    size = 'viewBox="0 0 1400 860" width="1400" height="860" font-family="sans-serif"'
+    page = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{page}{"".join(cells)}</svg>'
+
+
+def _series(rows: list[dict[str, float | str]], quantity: str, names: list[str]) -> list[Series]:
+    found = []
+    for name in names:
+        own = [row for row in rows if row["sampler"] == name and quantity in row]
+        if own:
+            found.append(Series(name, tuple(Point(float(r["evaluations"]), float(r[quantity])) for r in own)))
+    return found
 
 
 def main() -> None:
@@ -111,7 +132,7 @@ def main() -> None:
     limit, clips = made(pipeline, prompts, replace(own, solver=DPMpp2M(), num_steps=MANY))
     found = {"captions": len(prompts), "following_200_steps": following(clips, fps, wanted, sheets)}
     print(json.dumps(found))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, float | str]] = []
     for name in track(arguments.samplers, "samplers", console=Console(stderr=True)):
         solver = SOLVERS[name]()
         for budget in BUDGETS:
@@ -119,7 +140,7 @@ def main() -> None:
             if sampling is None:
                 continue
             latents, clips = made(pipeline, prompts, sampling)
-            row: dict[str, object] = {"sampler": name, "steps": sampling.num_steps}
+            row: dict[str, float | str] = {"sampler": name, "steps": sampling.num_steps}
             row["evaluations"] = evaluations(schedule, sampling)
             row["following"] = round(following(clips, fps, wanted, sheets), 4)
             if not solver.traits.stochastic:
@@ -130,7 +151,7 @@ def main() -> None:
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(found | {"rows": rows}, indent=1) + "\n")
     if arguments.picture is not None:
-        write_text(arguments.picture, picture(rows, float(found["following_200_steps"])) + "\n")
+        write_text(arguments.picture, picture(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ t = 1 is noise.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -199,3 +199,6 @@ def has_no_signal_at_end(schedule: NoiseSchedule) -> bool:
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} must be positive, got {value}")
+
+
+SCHEDULES: dict[str, type[Schedule]] = {member().kind: member for member in get_args(Schedule)}
