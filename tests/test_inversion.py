@@ -84,11 +84,12 @@ def test_progress_is_told_and_no_iterations_are_refused():
 
 
 @pytest.mark.skipif(not SPRITES.is_file(), reason="the sprite shards are not beside this checkout")
-def test_a_real_clip_comes_back_within_30_decibels_even_with_one_evaluation_a_step():
+def test_a_real_clip_comes_back_within_30_decibels():
     pipeline = load(find_model("sprites"))
     clips = ClipDataset(DataConfig(SPRITES, frames=17, height=64, width=64))
     sampling = SamplingConfig(DDIM(), 50, Guidance(scale=1.0))
     size = pipeline.config.size
-    noise, near = invert_clip(pipeline, clips.clip(0), clips.captions(0)[0], size, sampling, num_iterations=1)
-    assert near > 30
-    assert 0.9 < noise.std() < 1.2
+    # Its caption leaves the ground open: plain iteration does not converge, and leads back within 24 dB.
+    noise, near = invert_clip(pipeline, clips.clip(200), clips.captions(200)[0], size, sampling, num_iterations=2)
+    assert near > 40
+    assert 0.8 < noise.std() < 1.2

@@ -30,7 +30,7 @@ class Arc:
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Go from ``a`` to ``b`` along a great circle (Shoemake, 1985, section 3.3), each sample by itself.
+    """Go from ``a`` to ``b`` along a great circle (Shoemake, 1985), each sample by itself.
 
     Independent Gaussian noise stays as large as noise is; halfway along a line it would be 0.7 times that. The ends are
     exact, and parallel samples are joined by a line.

@@ -10,6 +10,7 @@ from vidiff.diffusion.guidance import DenoiseFn
 from vidiff.diffusion.schedule import NoiseSchedule
 from vidiff.errors import ConfigError
 from vidiff.sampling.loop import Problem
+from vidiff.tensors import expand_as
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def invert(
 
     Every step of the sampler is undone by itself, the last one first (DDIM inversion: Song et al., 2021, section 4.3;
     Dhariwal & Nichol, 2021, appendix F). A step from t to s uses the estimate of x_0 at x_t, which is not known here:
-    x_t is the fixed point of a map and is found by iterating (Pan et al., 2023, section 4.1).
+    x_t is the fixed point of a map and is found by Anderson's iteration (Pan et al., 2023).
 
     Args:
         denoise: estimates x_0; the one that sampling will use.
@@ -55,26 +56,34 @@ def invert(
 def _undone(
     problem: Problem, x_s: Tensor, x_0: Tensor, s: Tensor, t: Tensor, num_iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the x_t whose step leads from t to ``x_s`` at s, and the estimate of x_0 there.
-
-    ``x_0`` is the estimate at s. The wanted x_t is kept + pull * x_0(x_t); at s = 0 the sampler's step drops all noise,
-    so there it is an x_t whose estimate of x_0 is ``x_s`` itself, looked for around the signal alone.
-    """
+    """Return the x_t whose step leads from t to ``x_s`` at s, and the estimate of x_0 there; ``x_0`` is that at s."""
     (alpha_s, sigma_s), (alpha_t, sigma_t) = problem.schedule.alpha_sigma(s), problem.schedule.alpha_sigma(t)
-    if sigma_s == 0:
-        x_t = alpha_t / alpha_s * x_s
-        for _ in range(num_iterations):
-            x_0 = problem.x_0(x_t.to(x_s.dtype), t)
-            x_t = x_t + alpha_t * (x_s / alpha_s - x_0)
-        return x_t.to(x_s.dtype), x_0
-    pull = alpha_t - sigma_t / sigma_s * alpha_s
-    kept = sigma_t / sigma_s * x_s
-    # The estimate moves with x_t by 0 to 1 (a posterior's variance at unit variance of the data), the map by 0 to pull,
-    # which is negative and near -1 in the first steps: plain iteration would jump to and fro. This much of a step is
-    # best for all in between.
-    share = 2 / (2 + pull.abs())
-    x_t = kept + pull * x_0
+
+    def image(x_t: Tensor, x_0: Tensor) -> Tensor:
+        """Return what a step with this estimate would have to start from."""
+        if sigma_s == 0:  # the step keeps nothing but the estimate, so it is x_s that has to be estimated
+            return x_t + alpha_t * (x_s / alpha_s - x_0)
+        return alpha_t * x_0 + sigma_t / sigma_s * (x_s - alpha_s * x_0)
+
+    x_t = alpha_t / alpha_s * x_s if sigma_s == 0 else image(x_s, x_0)
+    last: tuple[Tensor, Tensor] | None = None
     for _ in range(num_iterations):
-        x_0 = problem.x_0(x_t.to(x_s.dtype), t)
-        x_t = x_t + share * (kept + pull * x_0 - x_t)
+        x_t = x_t.to(x_s.dtype)
+        x_0 = problem.x_0(x_t, t)
+        found = image(x_t, x_0)
+        move = found - x_t
+        x_t = found if last is None else _mixed(found, move, *last)
+        last = found, move
     return x_t.to(x_s.dtype), x_0
+
+
+def _mixed(found: Tensor, move: Tensor, last_found: Tensor, last_move: Tensor) -> Tensor:
+    """Return the mix of two images whose moves, mixed alike, are least (Walker & Ni, 2011, Algorithm AA at m = 1).
+
+    Where the estimate changes fast, as at t = 1 between two grounds that the prompt leaves open, plain iteration jumps
+    to and fro without end, and this does not. Each sample has its own mix.
+    """
+    change, move = (move - last_move).flatten(1).double(), move.flatten(1).double()
+    square = change.square().sum(1)
+    share = torch.where(square > 0, (change * move).sum(1) / square, 0)
+    return found - expand_as(share.to(found.dtype), found) * (found - last_found)
