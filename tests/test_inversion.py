@@ -22,10 +22,9 @@ SPRITES = Path(__file__).parents[2] / "shared" / "data" / "sprites" / "val-00000
 
 
 def data_of(mixture, count=64, seed=0):
-    """Return samples within 1.5 deviations: beyond, the least error leads to another component."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(torch.tensor(mixture.weights), count, replacement=True, generator=generator)
-    noise = mixture.std * torch.randn(count, generator=generator, dtype=torch.float64).clamp(-1.5, 1.5)
+    noise = mixture.std * torch.randn(count, generator=generator, dtype=torch.float64)
     return (torch.tensor(mixture.means, dtype=torch.float64)[chosen] + noise).view(-1, 1, 1, 1, 1)
 
 
@@ -34,16 +33,16 @@ def data_of(mixture, count=64, seed=0):
 def test_the_noise_that_is_found_samples_to_the_data(schedule, solver):
     mixture, times = Mixture(schedule), uniform_times(50)
     data = data_of(mixture)
-    noise = invert(mixture, schedule, data, times, num_iterations=60)
-    assert torch.allclose(sample(mixture, schedule, solver, noise, times), data, atol=1e-6)
+    noise = invert(mixture, schedule, data, times, num_iterations=20)
+    assert torch.allclose(sample(mixture, schedule, solver, noise, times), data, atol=1e-9)
 
 
 def test_noise_is_found_again_from_what_it_became():
     mixture, times = Mixture(CosineSchedule()), uniform_times(50)
     noise = torch.randn(64, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     made = sample(mixture, mixture.schedule, DDIM(), noise, times)
-    found = invert(mixture, mixture.schedule, made, times, num_iterations=60)
-    assert (found - noise).abs().median() < 1e-6  # near a border between components other noise leads there too
+    found = invert(mixture, mixture.schedule, made, times, num_iterations=20)
+    assert torch.allclose(found, noise, atol=1e-6)
 
 
 def test_more_iterations_lead_back_nearer():
@@ -62,7 +61,7 @@ def test_the_noise_approaches_that_of_the_exact_flow_at_first_order():
     exact = data / gaussian.std  # the flow keeps the quantile, and ends in unit variance
     errors = []
     for steps in (25, 50, 100):
-        noise = invert(gaussian, gaussian.schedule, data, uniform_times(steps), num_iterations=40)
+        noise = invert(gaussian, gaussian.schedule, data, uniform_times(steps), num_iterations=20)
         errors.append((noise - exact).abs().max().item())
     slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert slopes == pytest.approx([1, 1], abs=0.25)

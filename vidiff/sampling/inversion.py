@@ -34,8 +34,7 @@ def invert(
         schedule: the one the denoiser was trained on.
         latents: clean ones, (B, C, f, h, w).
         times: the falling times that sampling will visit, (num_steps + 1,), float64.
-        num_iterations: evaluations a step; more bring the way back nearer to the latents, except for
-            latents between two modes of the data, where the estimate jumps.
+        num_iterations: evaluations a step; more bring the way back nearer to the latents.
         on_step: called as (steps done, num_steps, estimate of x_0) after each step.
 
     Raises:
