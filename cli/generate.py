@@ -36,6 +36,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
     model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")] = "sprites",
+    fast: Annotated[bool, typer.Option("--fast", help="The model's version of few steps.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int | None, typer.Option(**_SEED, help="The same seed gives the same clip; default 0.")] = None,
@@ -107,6 +108,7 @@ def generate(
         planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel, ways)
         for job in planned:
             planning.check_writable(job.output)
+        model = _fast(model) if fast else model
         pipeline = _load(model, device, download)
         sampling = _sampling(
             pipeline,
@@ -135,6 +137,12 @@ def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> 
     if len(waiting) < len(jobs):
         note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
     return waiting
+
+
+def _fast(model: str) -> str:
+    from vidiff.resources import fast_model
+
+    return fast_model(model)
 
 
 def _load(model: str, device: str | None, download: bool) -> "Pipeline":

@@ -18,7 +18,7 @@ import torch
 
 from vidiff.data.dataset import ClipDataset, DataConfig
 from vidiff.data.shards import index_shard
-from vidiff.model_folder import AUTOENCODER, load_autoencoder
+from vidiff.model_folder import ModelConfig, autoencoder_folder, load_autoencoder, read_config
 from vidiff.pipeline import find_model
 
 
@@ -35,7 +35,7 @@ def write_prompts(shard: Path, count: int, path: Path) -> None:
 @torch.no_grad()
 def reconstruction_psnr(model: Path, shard: Path) -> float:
     """Return the mean over clips of the PSNR in dB, on 8-bit frames."""
-    vae = load_autoencoder(model / AUTOENCODER)
+    vae = load_autoencoder(autoencoder_folder(model, read_config(ModelConfig, model)))
     dataset = ClipDataset(DataConfig(shard))
     values = []
     for index in range(len(dataset)):

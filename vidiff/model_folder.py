@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vidiff import checkpoint, config
+from vidiff import checkpoint, config, resources
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.prediction import Prediction
 from vidiff.diffusion.schedule import CosineSchedule, NoiseSchedule, Schedule
-from vidiff.errors import CheckpointError, ConfigError
+from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone, check_skippable
 from vidiff.models.dit import DiTConfig
@@ -93,6 +93,7 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     size: Size = field(default_factory=lambda: Size(17, 64, 64, 12.0))  # what it was trained on, and the default
     frames: tuple[int, int] = (1, 17)  # fewest and most frames it was trained on
+    autoencoder: str = ""  # the bundled model whose autoencoder it takes; empty: the folder has its own
     pixels: PixelAutoencoderConfig | None = None  # what it denoises, instead of an autoencoder's latents
     refines: Refinement | None = None  # of a super-resolution stage: what it adds
     stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
@@ -154,6 +155,17 @@ def load_autoencoder(folder: Path) -> VideoVAE:
 def autoencoder_of(settings: ModelConfig, folder: Path) -> Autoencoder:
     """Return what a model's latents are made with: folded pixels, or the autoencoder in ``folder``."""
     return load_autoencoder(folder) if settings.pixels is None else PixelAutoencoder(settings.pixels)
+
+
+def autoencoder_folder(folder: Path, settings: ModelConfig) -> Path:
+    """Return the folder of a model's autoencoder; raises a CheckpointError if it is that of a model not there."""
+    if not settings.autoencoder:
+        return folder / AUTOENCODER
+    bundled = resources.bundled_models()
+    if settings.autoencoder not in bundled:
+        hint = did_you_mean(settings.autoencoder, bundled)
+        raise CheckpointError(f"{folder}: takes the autoencoder of {settings.autoencoder}, no bundled model.{hint}")
+    return bundled[settings.autoencoder] / AUTOENCODER
 
 
 def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:

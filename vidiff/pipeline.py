@@ -14,7 +14,14 @@ from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
-from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
+from vidiff.model_folder import (
+    ModelConfig,
+    SamplingConfig,
+    autoencoder_folder,
+    autoencoder_of,
+    load_denoiser,
+    read_config,
+)
 from vidiff.models.build import Autoencoder, check_skippable
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
@@ -198,7 +205,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
         ConfigError: if a config is not valid.
     """
     config: ModelConfig = read_config(ModelConfig, folder)
-    autoencoder = autoencoder_of(config, folder / AUTOENCODER)
+    autoencoder = autoencoder_of(config, autoencoder_folder(folder, config))
     denoiser = load_denoiser(folder, config, autoencoder.latents)
     text_encoder = build_text_encoder(config.text, device)
     autoencoder = autoencoder.to(device)

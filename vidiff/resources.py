@@ -25,6 +25,18 @@ def bundled_models() -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if name != EVALUATOR}
 
 
+def fast_model(name: str) -> str:
+    """Return the bundled model that makes the clips of the bundled model ``name`` in few steps.
+
+    Raises:
+        ConfigError: if there is none; the message names the models that have one.
+    """
+    fast = {model.removesuffix("_fast"): model for model in bundled_models() if model.endswith("_fast")}
+    if name not in fast:
+        raise ConfigError(f"{name} has no fast version; models that have: {', '.join(fast) or 'none'}")
+    return fast[name]
+
+
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe given by path or by the name of a shipped one.
 

@@ -19,7 +19,14 @@ from vidiff.diffusion.guidance import Guidance, guided
 from vidiff.diffusion.schedule import log_snr
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
 from vidiff.errors import ConfigError, did_you_mean
-from vidiff.model_folder import AUTOENCODER, ModelConfig, SamplingConfig, autoencoder_of, load_denoiser, read_config
+from vidiff.model_folder import (
+    ModelConfig,
+    SamplingConfig,
+    autoencoder_folder,
+    autoencoder_of,
+    load_denoiser,
+    read_config,
+)
 from vidiff.models.build import Autoencoder
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
@@ -198,9 +205,10 @@ def train_student(
     cache, export = run_dir / "cache", run_dir / stage_config.name / "export"
     settings: ModelConfig = read_config(ModelConfig, folder)
     _check_size(stage_config.name, data.config, settings)
-    autoencoder = autoencoder_of(settings, folder / AUTOENCODER).to(device())
+    home = autoencoder_folder(folder, settings)
+    autoencoder = autoencoder_of(settings, home).to(device())
     encoder = build_text_encoder(settings.text, device())
-    hashed = model_hash(folder / AUTOENCODER if settings.pixels is None else folder)
+    hashed = model_hash(home if settings.pixels is None else folder)
     latents: Latents
     if stage_config.method.takes_clips or data.groups() is not None:  # of which each has latents of its own shape
         latents = cached_latents(cache, autoencoder, hashed, data, console)
