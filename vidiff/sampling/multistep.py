@@ -94,7 +94,7 @@ class DPMpp2MSDE:
 
     kind: Literal["dpmpp_2m_sde"] = "dpmpp_2m_sde"
     eta: float = 1.0
-    traits: ClassVar[Traits] = Traits("1", "1", True, "Lu et al., 2022, section 5 and the authors' code")
+    traits: ClassVar[Traits] = Traits("2", "1", True, "Lu et al., 2022, section 5 and the authors' code")
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
