@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +10,11 @@ from vidiff.diffusion.schedule import NoiseSchedule
 
 # Below this alpha / sigma x_t counts as pure noise: what divides by alpha says nothing there.
 _PURE_NOISE = 1e-3
+
+_nodes, _weights = np.polynomial.legendre.leggauss(32)
+# Places in [0, 1] and weights whose sum integrates what multistep solvers need, to the last digits and without the
+# cancellation that closed forms have in small steps.
+PLACES, WEIGHTS = (_nodes + 1) / 2, _weights / 2
 
 
 class Level(NamedTuple):

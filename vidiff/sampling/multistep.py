@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
-from vidiff.sampling.levels import Level, first_order, level, scaled_back
+from vidiff.sampling.levels import PLACES, WEIGHTS, Level, first_order, level, scaled_back
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
 
 # Adams-Bashforth, by order (Liu et al., 2022, equation 12).
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-_NODES, _SHARES = np.polynomial.legendre.leggauss(32)
 
 
 def check_order(order: int, most: int) -> None:
@@ -201,10 +200,10 @@ def _integrals(nodes: list[float], end: float, logarithmic: bool) -> list[float]
     """
     place = np.log if logarithmic else np.asarray
     low, high = place(nodes[0]), place(end)
-    share = (_NODES + 1) / 2  # of the way from the first node to the end, which makes the powers below of size 1
-    density = np.exp(low + share * (high - low)) if logarithmic else np.ones_like(share)
+    # Places are shares of the way from the first node to the end, which makes the powers below of size 1.
+    density = np.exp(low + PLACES * (high - low)) if logarithmic else np.ones_like(PLACES)
     powers = np.arange(len(nodes))[:, None]
-    moments = (share**powers * density * _SHARES / 2).sum(1) * (high - low)
+    moments = (PLACES**powers * density * WEIGHTS).sum(1) * (high - low)
     found = np.linalg.solve(((place(np.array(nodes)) - low) / (high - low)) ** powers, moments)
     return [float(value) for value in found]
 

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidiff.sampling.levels import Level, first_order, level, scaled_back
+from vidiff.sampling.levels import PLACES, WEIGHTS, Level, first_order, level, scaled_back
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
 from vidiff.sampling.multistep import check_order, usable
-
-_NODES, _SHARES = np.polynomial.legendre.leggauss(32)
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,8 @@ class UniPC:
 def _weights(places: list[float], step: float, variant: str) -> list[float]:
     """Return the a_m of the paper's equation 10 for estimates at ``places``, in units of the step from t on."""
     if len(places) < 2:
-        return [0.5] * len(places)  # of any value the right order; the authors take this one
-    share = (_NODES + 1) / 2
+        return [0.5] * len(places)  # any value gives the right order; the authors take this one
     powers = np.arange(1, len(places) + 1)[:, None]
     scale = -step if variant == "bh1" else np.expm1(-step)
-    moments = -step * (share**powers * np.exp(-(1 - share) * step) * _SHARES / 2).sum(1) / scale
+    moments = -step * (PLACES**powers * np.exp(-(1 - PLACES) * step) * WEIGHTS).sum(1) / scale
     return [float(a) for a in np.linalg.solve(np.array(places) ** (powers - 1), moments)]
