@@ -11,6 +11,7 @@ limit all deterministic samplers share; samplers that add noise have no limit of
 import argparse
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,13 +99,16 @@ def picture(rows: list[dict[str, float | str]]) -> str:
             series = _series(rows, quantity, [n for n, member in sorted(SOLVERS.items()) if belongs(member.traits)])
             if series:
                 plots.append(line_plot(Panel(title, series, kind), x_label="evaluations"))
-    cells = [
-        plot.replace("<svg ", f'<svg x="{20 + 460 * (index % 3)}" y="{20 + 430 * (index // 3)}" width="430" ', 1)
-        for index, plot in enumerate(plots)
-    ]
+    cells = []
+    for index, plot in enumerate(plots):
+        width, height = re.search(r'viewBox="0 0 (\d+) (\d+)"', plot).groups()
+        place = f'x="{20 + 460 * (index % 3)}" y="{20 + 420 * (index // 3)}" width="{width}" height="{height}"'
+        cells.append(plot.replace("<svg ", f"<svg {place} ", 1))
     size = 'viewBox="0 0 1400 860" width="1400" height="860" font-family="sans-serif"'
     page = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{page}{"".join(cells)}</svg>'
+    # A file of its own has no page whose colors could stand for these.
+    drawn = re.sub(r"var\(--[\w-]+, ?([^)]+)\)", r"\1", "".join(cells))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{page}{drawn}</svg>'
 
 
 def _series(rows: list[dict[str, float | str]], quantity: str, names: list[str]) -> list[Series]:

@@ -145,7 +145,11 @@ class PNDM:
 
 @dataclass(frozen=True)
 class LMS:
-    """Adams-Bashforth on the ODE of `Euler`, with eps a polynomial in sigma / alpha through the last estimates."""
+    """Adams-Bashforth on the ODE of `Euler`, with eps a polynomial in sigma / alpha through the last estimates.
+
+    Of first order into t = 0: a last step may be many times as long as those before, and what is extrapolated so far is
+    without bound.
+    """
 
     kind: Literal["lms"] = "lms"
     order: int = 4
@@ -186,7 +190,7 @@ def _adams(problem: Problem, state: SolverState, t: Tensor, s: Tensor, order: in
     eps = at_t.eps(state.x, x_0)
     x_s = first_order(at_s, x_0, eps)
     levels = [at for _, at in usable(problem, past)]
-    if len(levels) > 1 and not (logarithmic and s <= 0):
+    if len(levels) > 1 and s > 0:
         weights = _integrals([one.ratio.item() for one in levels], at_s.ratio.item(), logarithmic)
         for weight, one, at in zip(weights[1:], past[1:], levels[1:], strict=False):
             x_s = x_s + at_s.alpha * weight * (at.eps(one.x, one.x_0) - eps)
