@@ -12,7 +12,7 @@ import torch
 from vidiff.diffusion.schedule import FlowSchedule, LinearSchedule
 from vidiff.sampling.loop import Problem, SolverState, sample
 from vidiff.sampling.multistep import DEIS, LMS, PNDM, DPMpp2M, DPMpp2MSDE, DPMpp3M
-from vidiff.sampling.one_step import DDIM, DDPM, LCM, Euler, EulerAncestral
+from vidiff.sampling.one_step import DDIM, DDPM, LCM, Euler, EulerAncestral, ReverseSDE
 from vidiff.sampling.two_stage import DPMpp2S, Heun
 from vidiff.sampling.unipc import UniPC
 
@@ -260,6 +260,22 @@ def test_euler_on_a_preconditioned_network():
         skip, out = 0.25 / (ratio**2 + 0.25), ratio * 0.5 / (ratio**2 + 0.25).sqrt()
         x = reference.step((x_0 - skip * x) / out, timestep, x).prev_sample
         assert (x - mine[index]).abs().max() < CLOSE * 80
+
+
+def test_the_reverse_sde_of_an_exploding_schedule():
+    reference = diffusers.ScoreSdeVeScheduler()
+    reference.set_timesteps(STEPS)
+    ratios = falling(start=20.0, end=0.1)
+    reference.discrete_sigmas = ratios.flip(0)  # its steps are counted from the least noise
+    x, generator, again = start() * ratios[0], torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    draw = lambda: torch.randn(x.shape, generator=again, dtype=torch.float64)  # noqa: E731
+    mine = trajectory(ReverseSDE(), Exploding(), x, ratios, draw)
+    reference.timesteps = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+    for index, timestep in enumerate(reference.timesteps[:-1]):
+        ratio = ratios[index]
+        score = (model_x0(x, torch.ones(()), ratio) - x) / ratio**2
+        x = reference.step_pred(score, timestep, x, generator=generator).prev_sample
+        assert (x - mine[index]).abs().max() < CLOSE
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
