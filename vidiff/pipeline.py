@@ -237,8 +237,9 @@ def _refiner(folder: Path, name: str, base: ModelConfig, fps: float, device: tor
         raise CheckpointError(f"{folder / name}: is no super-resolution stage (refines is not set)")
     if config.text != base.text or config.text_dim != base.text_dim:
         raise CheckpointError(f"{folder / name}: does not fit {folder}: its text encoder is another one")
-    by_frame = isinstance(config.backbone, UNet3DConfig) and not config.backbone.temporal  # and so at any rate
-    if not by_frame and config.refines.before(config.size).fps != fps:
+    frames_alone = isinstance(config.backbone, UNet3DConfig) and not config.backbone.temporal
+    any_rate = frames_alone and config.refines.kind == "spatial_sr"
+    if not any_rate and config.refines.before(config.size).fps != fps:
         raise CheckpointError(
             f"{folder / name}: makes {config.size.fps:g} frames a second out of "
             f"{config.refines.before(config.size).fps:g}, but the stage before it makes {fps:g}"
