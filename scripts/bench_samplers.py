@@ -70,13 +70,11 @@ def within(schedule: NoiseSchedule, sampling: SamplingConfig, solver: Solver, bu
 
 
 @torch.no_grad()
-def made(
-    pipeline: Pipeline, prompts: list[str], sampling: SamplingConfig, batch: int = BATCH
-) -> tuple[Tensor, np.ndarray]:
+def made(pipeline: Pipeline, prompts: list[str], sampling: SamplingConfig) -> tuple[Tensor, np.ndarray]:
     """Return latents (N, C, f, h, w) and clips, uint8 (N, F, H, W, 3)."""
     parts = [
-        pipeline.sample(prompts[at : at + batch], [0] * len(prompts[at : at + batch]), pipeline.config.size, sampling)
-        for at in range(0, len(prompts), batch)
+        pipeline.sample(prompts[at : at + BATCH], [0] * len(prompts[at : at + BATCH]), pipeline.config.size, sampling)
+        for at in range(0, len(prompts), BATCH)
     ]
     latents = torch.cat(parts)
     return latents, decode(pipeline.autoencoder, latents).numpy()
