@@ -87,8 +87,12 @@ class TrajectoryDistillation:
         fixed = 1 if room.sampling.last_t else 0
         times = room.times
         every = (self.teacher_steps - fixed) // max(room.sampling.num_steps - fixed, 1)
-        problem = Problem(room.teacher, room.schedule, room.noise, self.teacher_steps)
-        state = SolverState(room.sampling.temperature * room.noise() * level(room.schedule, times[0]).sigma.float())
+
+        def randn() -> Tensor:
+            return room.sampling.temperature * room.noise()
+
+        problem = Problem(room.teacher, room.schedule, randn, self.teacher_steps)
+        state = SolverState(randn() * level(room.schedule, times[0]).sigma.float())
         stops = [state.x]
         for number, (t, s) in enumerate(pairwise(times)):
             last = number == len(times) - 2
