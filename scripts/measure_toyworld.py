@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from vidiff.data.video_write import write_video
 from vidiff.metrics.toyworld_oracle import Verdict, accuracy, judge
 from vidiff.models.perceptual import DIMS, STAGES, PerceptualDistance
 from vidiff.pipeline import Pipeline, find_model, load
+from vidiff.refinement import TemporalSR
 from vidiff.sizes import final_size
 from vidiff.weights import write_tensors
 
@@ -99,6 +100,7 @@ def gains(pipeline: Pipeline, seed: int, count: int, features: PerceptualDistanc
     found: dict[str, dict[str, float]] = {}
     for refiner in pipeline.refiners:
         rows: list[dict[str, float]] = []
+        plainest = replace(refiner.refines, search=0) if isinstance(refiner.refines, TemporalSR) else refiner.refines
         for index in range(count):
             scene = draw_scene(seed, index)
             size = final_size(pipeline, pipeline.config.size, len(pipeline.refiners))
@@ -110,7 +112,7 @@ def gains(pipeline: Pipeline, seed: int, count: int, features: PerceptualDistanc
                 pipeline.text([words], refiner.denoiser) for words in (draw_captions(scene, seed, index)[0].text, "")
             )
             made = refiner.refine(low, text, null, [0], refiner.config.sampling)
-            plain = _bytes(refiner.refines.up(_video(low)))
+            plain = _bytes(plainest.up(_video(low)))
             few = slice(1, None, 8)  # frames that were not known to the temporal stage
             rows.append(
                 {

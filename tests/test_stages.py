@@ -320,9 +320,10 @@ def test_super_resolution_is_given_the_guess_of_the_frames_themselves(super_reso
     assert torch.isfinite(tested.loss("model", batch, 0, torch.Generator().manual_seed(0))["total"])
 
 
-def test_super_resolution_on_single_frames_is_given_the_guess_of_whole_clips(super_resolution):
-    whole = super_resolution(TemporalSR()).batch([1, 4], 0)
-    single = super_resolution(TemporalSR(), single_frames=1.0).batch([1, 4], 0)
+@pytest.mark.parametrize("refines", [TemporalSR(), TemporalSR(search=1), TemporalSR(factor=4), TemporalSR(factor=8)])
+def test_super_resolution_on_single_frames_is_given_the_guess_of_whole_clips(super_resolution, refines):
+    whole = super_resolution(refines).batch([1, 4], 0)
+    single = super_resolution(refines, single_frames=1.0).batch([1, 4], 0)
     for row, frame in enumerate(single.first_frame):
         assert torch.equal(single.low_res[row, :, 0], whole.low_res[row, :, frame])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidiff import motion
 from vidiff.errors import ConfigError
 from vidiff.types import Size
 
@@ -23,27 +24,45 @@ class TemporalSR:
     factor: int = 2
     noise: float = 0.1  # time up to which the guess is noised when sampling
     max_noise: float = 0.4  # training noises it up to a random time below this
+    search: int = 0  # pixels that things may move between known frames and the guess follows them; 0: it is a blend
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.search < 0:
+            raise ConfigError(f"search is a number of pixels or 0, got {self.search}")
 
     @property
     def factors(self) -> tuple[int, int, int]:
         """How much finer frames, rows and columns become."""
         return (self.factor, 1, 1)
 
+    @property
+    def reach(self) -> int:
+        """Known pixels around a place that change the guess there."""
+        return motion.reach(self.search) if self.search else 0
+
     def down(self, video: Tensor) -> Tensor:
         """Keep every ``factor``-th frame of (B, 3, F, H, W)."""
         return video[:, :, :: self.factor]
 
     def up(self, video: Tensor) -> Tensor:
-        """Blend neighboring frames linearly: F frames become factor (F - 1) + 1."""
+        """Put frames between neighbors, as their motion or a linear blend says: F become factor (F - 1) + 1."""
+        if self.search:
+            return self._followed(video)
         count = self.factor * (video.shape[2] - 1) + 1
         place = torch.arange(count, device=video.device) / self.factor
         before = place.floor().long()
         after = (before + 1).clamp(max=video.shape[2] - 1)
         share = (place - before).to(video)[:, None, None]
         return video[:, :, before] * (1 - share) + video[:, :, after] * share
+
+    def _followed(self, video: Tensor) -> Tensor:
+        frames = video.transpose(1, 2)
+        pairs = (frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+        shares = [number / self.factor for number in range(1, self.factor)]
+        made = [motion.between(*pairs, share, self.search).unflatten(0, (len(video), -1)) for share in shares]
+        groups = torch.stack([frames[:, :-1], *made], dim=2).flatten(1, 2)
+        return torch.cat([groups, frames[:, -1:]], dim=1).transpose(1, 2)
 
     def restored(self, made: Tensor, known: Tensor) -> Tensor:
         """Put the frames that were ``known``, (B, F, H, W, 3), back into ``made``, (B, F', H, W, 3), and return it."""
@@ -79,6 +98,11 @@ class SpatialSR:
     def factors(self) -> tuple[int, int, int]:
         """How much finer frames, rows and columns become."""
         return (1, self.factor, self.factor)
+
+    @property
+    def reach(self) -> int:
+        """Known pixels around a place that change the guess there: bicubic interpolation's 2, and one to spare."""
+        return 3
 
     def down(self, video: Tensor) -> Tensor:
         """Average squares of ``factor`` pixels of (B, 3, F, H, W)."""

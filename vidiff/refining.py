@@ -31,8 +31,6 @@ OnStep = Callable[[int, int, Tensor], None]
 # Frames and pixels of the finer clip that the network sees at once.
 WINDOWS = Windows(size=(33, 256, 256), overlap=(8, 64, 64))
 
-_REACH = 3  # known pixels beyond a window that change what bicubic interpolation makes inside: 2, and one to spare
-
 
 @dataclass(frozen=True)
 class Refiner:
@@ -172,7 +170,8 @@ def guess(refines: Refinement, clips: Tensor, place: Place, device: torch.device
     """
     known: list[slice] = []
     inside: list[slice] = []
-    for at, factor, length, reach in zip(place, refines.factors, clips.shape[1:4], (0, _REACH, _REACH), strict=True):
+    reaches = (0, refines.reach, refines.reach)
+    for at, factor, length, reach in zip(place, refines.factors, clips.shape[1:4], reaches, strict=True):
         begin = max(0, at.start // factor - reach)
         end = min(length, -(-(at.stop - 1) // factor) + 1 + reach)
         known.append(slice(begin, end))

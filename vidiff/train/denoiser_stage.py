@@ -109,12 +109,13 @@ class DenoiserStage:
         single = rng.random() < self.config.single_frames
         if not single:
             indices = indices[: math.ceil(self.config.clip_share * len(indices))]
-        latents = self._stacked(indices)
-        low_res, first_frame = self._guess(latents), None
+        latents, first_frame = self._stacked(indices), None
         if single:
             first_frame = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
+            low_res = self._guess(latents, first_frame)
             latents = _frame_of(latents, first_frame)
-            low_res = None if low_res is None else _frame_of(low_res, first_frame)
+        else:
+            low_res = self._guess(latents)
         captions = [int(rng.integers(self.text.first[i], self.text.first[i + 1])) for i in indices]
         return Batch(
             [self.data.key(index) for index in indices],
@@ -130,13 +131,22 @@ class DenoiserStage:
         return torch.stack([self.latents[index] for index in indices]).float()
 
     @torch.no_grad()
-    def _guess(self, latents: Tensor) -> Tensor | None:
-        """Return the plain guess that super-resolution is given, of the shape of ``latents``, (B, C, f, h, w)."""
-        refines = self.config.refines
+    def _guess(self, latents: Tensor, frames: Tensor | None = None) -> Tensor | None:
+        """Return the plain guess that super-resolution is given, of the shape of ``latents``, (B, C, f, h, w).
+
+        With ``frames`` (B,), only that latent frame of each clip, (B, C, 1, h, w), made from the pixels that decide it.
+        """
+        refines, stride = self.config.refines, self.autoencoder.latents.frame_stride
         if refines is None:
             return None
         video = self.autoencoder.decode(latents)  # pixels: nothing was lost, and nothing has to be cached
-        return self.autoencoder.encode(refines.up(refines.down(video)))
+        if frames is not None and latents.shape[2] > 1 and stride % refines.factors[0] == 0:
+            near = (frames - 1).clamp(min=0)
+            starts = (stride * near).tolist()  # the latent before ends with a known frame
+            video = torch.stack([clip[:, at : at + stride + 1] for clip, at in zip(video, starts, strict=True)])
+            frames = frames - near
+        guess = self.autoencoder.encode(refines.up(refines.down(video)))
+        return guess if frames is None else _frame_of(guess, frames)
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.latents is not None and batch.text is not None
