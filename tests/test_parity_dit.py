@@ -103,15 +103,71 @@ def test_the_original_names_give_the_same_weights(prefix: str):
 
 
 def test_weights_of_another_model_are_refused_by_name():
-    with pytest.raises(CheckpointError, match=r"no counterpart for blocks\.0\.attn2\.add_k_proj\.weight"):
-        wan_transformer.to_ours({"blocks.0.attn2.add_k_proj.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"no counterpart for vace_blocks\.0\.proj_in\.weight"):
+        wan_transformer.to_ours({"vace_blocks.0.proj_in.weight": torch.zeros(1)})
     factorized = SpaceTimeDiT(DiTConfig(dim=12, depth=1, num_heads=1, attention="factorized"), 2, 3)
     with pytest.raises(CheckpointError, match="time_attention"):
         wan_transformer.to_diffusers(factorized.state_dict())
 
 
-@pytest.mark.parametrize("change", [{"image_dim": 1280}, {"out_channels": 2}, {"freq_dim": 128}])
+@pytest.mark.parametrize("change", [{"image_dim": 1280}, {"out_channels": 5}, {"freq_dim": 128}, {"qk_norm": None}])
 def test_configs_of_other_kinds_are_refused(change: dict):
     config = dict(reference(SIZES[0]).config) | change
-    with pytest.raises(ConfigError, match="only text-to-video"):
+    with pytest.raises(ConfigError, match="text-to-video"):
         wan_transformer.config_from_diffusers(config)
+
+
+IMAGE = SIZES[0] | dict(in_channels=10, image_dim=14, added_kv_proj_dim=24)
+
+
+def image_to_video() -> torch.nn.Module:
+    size = {key: value for key, value in IMAGE.items() if key != "in_channels"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = diffusers.WanTransformer3DModel(in_channels=10, out_channels=4, **size).eval()
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if re.search(r"norm\w*\.weight$", name) else 0.0
+            torch.nn.init.normal_(parameter, mean, 0.2)
+    return model
+
+
+def test_a_picture_is_seen_as_by_the_reference():
+    model, generator = image_to_video(), torch.Generator().manual_seed(1)
+    x, concat = torch.randn(2, 4, 3, 4, 6, generator=generator), torch.randn(2, 6, 3, 4, 6, generator=generator)
+    # The reference tells the picture's states from the text's by a length of 512.
+    tokens, image = torch.randn(2, 512, 10, generator=generator), torch.randn(2, 9, 14, generator=generator)
+    t = torch.tensor([0.137, 0.9])
+    text = TextEmbedding(tokens, torch.ones(2, 512, dtype=torch.bool))
+    dit = ours(model, model.state_dict())
+    with torch.no_grad():
+        expected = model(torch.cat([x, concat], 1), 1000 * t, tokens, image).sample
+        found = dit(x, t, Conditioning(text, concat=concat, image=image))
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+    back = wan_transformer.to_diffusers(dit.state_dict())
+    assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="--image"):
+        dit(x, t, Conditioning(text))
+
+
+def test_known_frames_are_told_their_own_time_as_in_the_reference():
+    model, generator = reference(SIZES[0]), torch.Generator().manual_seed(1)
+    x, tokens = torch.randn(2, 4, 3, 4, 6, generator=generator), torch.randn(2, 6, 10, generator=generator)
+    t = torch.tensor([0.137, 0.9])
+    times = (1000 * t)[:, None] * torch.tensor([0.0] * 6 + [1.0] * 12)
+    text = TextEmbedding(tokens, torch.ones(2, 6, dtype=torch.bool))
+    with torch.no_grad():
+        expected = model(x, times, tokens).sample
+        found = ours(model, model.state_dict())(x, t, Conditioning(text, known=x[:, :, :1]))
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("model", [reference(SIZES[1]), image_to_video()], ids=["text", "image"])
+def test_configs_return_to_diffusers(model: torch.nn.Module):
+    back = wan_transformer.config_to_diffusers(*wan_transformer.config_from_diffusers(model.config))
+    again = diffusers.WanTransformer3DModel.from_config(back)
+    assert {key: tuple(value.shape) for key, value in again.state_dict().items()} == {
+        key: tuple(value.shape) for key, value in model.state_dict().items()
+    }
+    assert wan_transformer.config_from_diffusers(back) == wan_transformer.config_from_diffusers(model.config)
+    with pytest.raises(ConfigError, match="no place for attention: factorized"):
+        wan_transformer.config_to_diffusers(DiTConfig(dim=12, num_heads=1, attention="factorized"), 4, 8)

@@ -38,6 +38,9 @@ def pooled_text(text: TextEmbedding) -> Tensor:
     return torch.einsum("bld,bl->bd", text.tokens, weights) / weights.sum(1, keepdim=True)
 
 
+_PARTS = ("first_frame", "low_res", "low_res_t", "concat", "image", "known")  # of a Conditioning: a row a sample
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Everything a backbone is told besides x_t and t."""
@@ -46,6 +49,9 @@ class Conditioning:
     first_frame: Tensor | None = None  # latent frame index at which x_t starts in its clip, (B,), int64; None is 0
     low_res: Tensor | None = None  # cascade stages: the previous stage's latents on this stage's grid, (B, C, f, h, w)
     low_res_t: Tensor | None = None  # how much noise was added to low_res, (B,)
+    concat: Tensor | None = None  # more channels for the network to see beside x_t, (B, K, f, h, w)
+    image: Tensor | None = None  # states of a picture that cross-attention reads beside the text, (B, M, D)
+    known: Tensor | None = None  # clean latents of the first k latent frames, which are given, (B, C, k, h, w)
     skip_layers: tuple[int, ...] = ()  # blocks that a dit leaves out, from 0
     skips: Tensor | None = None  # for which samples it does, bool, (B,); None is all
 
@@ -79,11 +85,18 @@ class Conditioning:
         layers = self.skip_layers or other.skip_layers
         return Conditioning(
             text,
-            cat(self.first_frame, other.first_frame),
-            cat(self.low_res, other.low_res),
-            cat(self.low_res_t, other.low_res_t),
+            *(cat(getattr(self, name), getattr(other, name)) for name in _PARTS),
             layers,
             torch.cat([self._skips(), other._skips()]) if layers else None,
+        )
+
+    def of(self, samples: Tensor) -> "Conditioning":
+        """Return the conditioning of some of the samples; ``samples`` are their numbers or a bool for each."""
+        parts = {name: getattr(self, name) for name in (*_PARTS, "skips")}
+        return replace(
+            self,
+            text=TextEmbedding(self.text.tokens[samples], self.text.mask[samples]),
+            **{name: None if part is None else part[samples] for name, part in parts.items()},
         )
 
     def _skips(self) -> Tensor:

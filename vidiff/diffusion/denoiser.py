@@ -43,20 +43,21 @@ class Denoiser(nn.Module):
         self.sigma_data, self.learned_variance = sigma_data, learned_variance
         self.null_tokens = nn.Parameter(0.02 * torch.randn(null_tokens, text_dim))
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditioning, told_steps: int = 0) -> Tensor:
         """Estimate the clean latents.
 
         Args:
             x_t: noisy latents, (B, C, f, h, w).
             t: time in [0, 1] of each sample, (B,); float64 keeps sampling exact.
-            cond: conditioning of the same B samples.
+            cond: conditioning of the same B samples; where latents are ``known``, they are the estimate.
+            told_steps: the network is told t rounded down to whole steps of which 1 has this many; 0: exactly.
 
         Returns:
             Estimate of x_0, (B, C, f, h, w), float32.
         """
-        return self.with_variance(x_t, t, cond)[0]
+        return self.with_variance(x_t, t, cond, told_steps)[0]
 
-    def with_variance(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+    def with_variance(self, x_t: Tensor, t: Tensor, cond: Conditioning, told_steps: int = 0) -> tuple[Tensor, Tensor]:
         """Return the estimate of x_0 and where between its bounds the log-variance lies; see `diffusion.variance`.
 
         Both are (B, C, f, h, w), float32; the second is in [0, 1] if the network has learned it, and empty (B, 0, f, h,
@@ -64,11 +65,12 @@ class Denoiser(nn.Module):
         """
         # Near t = 1 the difference of alpha from 0 is lost in float32, so the map to x_0 is computed in t's dtype.
         alpha, sigma = (expand_as(v, x_t) for v in self.schedule.alpha_sigma(t))
-        output, share = self._said(x_t.float(), t, cond)
+        told = (t * told_steps).floor() / told_steps if told_steps else t
+        output, share = self._said(_with_known(x_t.float(), cond), told, cond)
         x_0 = prediction.to_x0(
             self.predicts, output.to(alpha.dtype), x_t.to(alpha.dtype), alpha, sigma, self.sigma_data
         )
-        return x_0.float(), share
+        return _with_known(x_0.float(), cond), share
 
     def loss(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning, huber: float | None = None) -> Tensor:
         """Return the mean squared error of the network's own target for each sample, (B,), float32.
@@ -105,6 +107,12 @@ class Denoiser(nn.Module):
         both = self.backbone(torch.cat([x_t, torch.zeros_like(x_t)], dim=1), told, cond)
         output, share = both.chunk(2, dim=1)
         return output, (share.float() + 1) / 2
+
+
+def _with_known(latents: Tensor, cond: Conditioning) -> Tensor:
+    if cond.known is None:
+        return latents
+    return torch.cat([cond.known.to(latents), latents[:, :, cond.known.shape[2] :]], dim=2)
 
 
 def squared_or_huber(differences: Tensor, huber: float | None) -> Tensor:

@@ -34,9 +34,14 @@ class QueryKeyNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from tokens (B, N, D) to a context (B, L, D or ``context_dim``), or to themselves."""
+    """Multi-head attention from tokens (B, N, D) to a context (B, L, D or ``context_dim``), or to themselves.
 
-    def __init__(self, dim: int, num_heads: int, eps: float = 1e-6, context_dim: int | None = None):
+    With ``image`` the same queries also attend to a picture, and the two results are summed (Wan Team, 2025).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, eps: float = 1e-6, context_dim: int | None = None, image: bool = False
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
@@ -45,9 +50,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.norm_query = QueryKeyNorm(dim, eps)
         self.norm_key = QueryKeyNorm(dim, eps)
+        if image:
+            self.image_key = nn.Linear(context_dim or dim, dim)
+            self.image_value = nn.Linear(context_dim or dim, dim)
+            self.norm_image_key = QueryKeyNorm(dim, eps)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, rotary: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        rotary: Tensor | None = None,
+        mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Attend from ``x`` to ``context``, by default to ``x``.
 
@@ -56,6 +70,7 @@ class Attention(nn.Module):
             context: tokens to look at, (B, L, D).
             rotary: complex rotations for queries and keys, (B or 1, N, 1, D / num_heads / 2).
             mask: True where a context token may be seen, (B, L).
+            image: tokens of a picture to look at as well, (B, M, D).
 
         Returns:
             Tokens, (B, N, D).
@@ -67,6 +82,10 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        if image is not None:
+            k, v = self.norm_image_key(self.image_key(image)), self.image_value(image)
+            k, v = (states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (k, v))
+            y = y + attend(q.transpose(1, 2), k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

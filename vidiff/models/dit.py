@@ -18,7 +18,14 @@ from torch.nn import functional as F
 
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention, check_head_width
-from vidiff.models.embeddings import TextProjection, TimeEmbedding, absolute_embedding, rotary_table, token_positions
+from vidiff.models.embeddings import (
+    ImageProjection,
+    TextProjection,
+    TimeEmbedding,
+    absolute_embedding,
+    rotary_table,
+    token_positions,
+)
 from vidiff.models.skipping import check_layers, passed
 from vidiff.types import Conditioning, pooled_text
 
@@ -41,6 +48,8 @@ class DiTConfig:
     input_skip: bool = False  # the output gets the input back, each number times a gain that follows from t
     skip_text: bool = False  # and from the pooled text, as in the bundled sprites; guidance then amplifies noise
     norm_eps: float = 1e-6
+    concat_channels: int = 0  # of what image-to-video networks see beside the noisy latents
+    image_dim: int | None = None  # width of a picture's states, for a second cross-attention as in Wan's; null: none
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
 
     def __post_init__(self) -> None:
@@ -51,6 +60,10 @@ class DiTConfig:
             raise ConfigError(f"patch_size must be at least 1 along each axis, got {self.patch_size}")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ConfigError(f"ffn_dim must be at least 1, or null for 4 * dim, got {self.ffn_dim}")
+        if self.concat_channels < 0 or (self.image_dim is not None and self.image_dim < 1):
+            raise ConfigError(
+                f"concat_channels and image_dim count channels, got {self.concat_channels} and {self.image_dim}"
+            )
         check_head_width(self.dim, self.num_heads)
 
     @property
@@ -77,6 +90,9 @@ class Context:
     rotary: Tensor  # (B or 1, N, 1, head_dim / 2), complex
     num_frames: int  # f; there are N / f tokens a frame
     dtype: torch.dtype  # of the matrix products
+    image: Tensor | None = None  # projected states of a picture, (B, M, D)
+    known_emb: Tensor | None = None  # as emb, of t = 0: for the first `known` tokens, which are not noisy
+    known: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,14 +141,14 @@ class SpaceTimeBlock(nn.Module):
         factorized = config.attention == "factorized"
         self.time_attention = Attention(dim, config.num_heads, eps) if factorized else None
         self.cross_norm = nn.LayerNorm(dim, eps=eps)
-        self.cross_attention = Attention(dim, config.num_heads, eps)
+        self.cross_attention = Attention(dim, config.num_heads, eps, image=config.image_dim is not None)
         self.mlp_in = nn.Linear(dim, config.hidden_dim)
         self.mlp_out = nn.Linear(config.hidden_dim, dim)
         self.modulation = Modulation(config, 3 * config.num_branches)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Refine video tokens (B, N, D)."""
-        branches = self.modulation(context.emb).unflatten(1, (-1, 3)).unbind(1)  # each (B, 3, D): shift, scale, gate
+        branches = self._branches(context, x.shape[1])
 
         y = self._modulated(x, branches[0], context)
         x = gated(x, self._attended(y, context), branches[0])
@@ -143,15 +159,26 @@ class SpaceTimeBlock(nn.Module):
         # The affine norm runs in the products' precision, so that no float32 copy of the tokens is made and cast.
         norm, dtype = self.cross_norm, context.dtype
         y = F.layer_norm(x.to(dtype), x.shape[-1:], norm.weight.to(dtype), norm.bias.to(dtype), self.eps)
-        x = x + self.cross_attention(y.to(dtype), context.text, mask=context.text_mask)
+        x = x + self.cross_attention(y.to(dtype), context.text, mask=context.text_mask, image=context.image)
 
         y = self.mlp_in(self._modulated(x, branches[-1], context))
         return gated(x, self.mlp_out(F.gelu(y, approximate="tanh")), branches[-1])
 
+    def _branches(self, context: Context, tokens: int) -> tuple[Tensor, ...]:
+        """Return shift, scale and gate of each branch, (B, 3, 1, D), or for each token, (B, 3, N, D)."""
+        branches = self.modulation(context.emb).unflatten(1, (-1, 3))[:, :, :, None]
+        if context.known_emb is not None:
+            known = self.modulation(context.known_emb).unflatten(1, (-1, 3))[:, :, :, None]
+            rest = tokens - context.known
+            branches = torch.cat(
+                [known.expand(-1, -1, -1, context.known, -1), branches.expand(-1, -1, -1, rest, -1)], 3
+            )
+        return branches.unbind(1)
+
     def _modulated(self, x: Tensor, branch: Tensor, context: Context) -> Tensor:
         dtype = context.dtype
         y = F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps).to(dtype)
-        return torch.addcmul(branch[:, 0:1].to(dtype), y, (1 + branch[:, 1:2]).to(dtype))
+        return torch.addcmul(branch[:, 0].to(dtype), y, (1 + branch[:, 1]).to(dtype))
 
     def _attended(self, y: Tensor, context: Context) -> Tensor:
         if self.time_attention is None:
@@ -180,10 +207,11 @@ class SpaceTimeDiT(nn.Module):
         super().__init__()
         self.config = config
         dim, patch = config.dim, math.prod(config.patch_size)
-        self.patch_embedding = nn.Linear(patch * in_channels, dim)
+        self.patch_embedding = nn.Linear(patch * (in_channels + config.concat_channels), dim)
         self.time_embedding = TimeEmbedding(dim)
         self.time_projection = nn.Linear(dim, 3 * config.num_branches * dim) if config.modulation == "shared" else None
         self.text_projection = TextProjection(text_dim, dim)
+        self.image_projection = None if config.image_dim is None else ImageProjection(config.image_dim, dim)
         self.pooled_projection = TextProjection(text_dim, dim) if config.pooled_text else None
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
         self.out_modulation = Modulation(config, 2)
@@ -199,14 +227,15 @@ class SpaceTimeDiT(nn.Module):
         Args:
             x: noisy latents x_t, (B, C, f, h, w).
             t: diffusion times in [0, 1], (B,).
-            cond: the text, and ``first_frame``, the latent frame at which each clip starts, (B,).
+            cond: the text, and ``first_frame``, the latent frame at which each clip starts, (B,); ``concat`` and
+                ``image`` if the config has them; ``known``, the first frames of ``x`` that are clean.
 
         Returns:
             The output, (B, C, f, h, w), in the type of ``x``.
 
         Raises:
-            ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip or skips
-                blocks that are not there.
+            ConfigError: if a patch does not divide the latents' size, or ``cond`` holds a low-resolution clip, lacks or
+                has a picture that the config does not say, or skips blocks that are not there.
         """
         check_layers(cond.skip_layers, self.config.depth)
         return self.outputs(x, t, cond).output
@@ -215,9 +244,11 @@ class SpaceTimeDiT(nn.Module):
         """Return what `forward` returns with the tokens that it was made from; arguments and errors are the same."""
         if cond.low_res is not None:
             raise ConfigError("the dit backbone takes no low_res conditioning; use unet3d for super-resolution")
+        self._check_picture(cond)
         sizes = self._grid(x)
         pt, ph, pw = self.config.patch_size
-        patches = rearrange(x, "b c (f pt) (h ph) (w pw) -> b (f h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        seen = x if cond.concat is None else torch.cat([x, cond.concat.to(x)], dim=1)
+        patches = rearrange(seen, "b c (f pt) (h ph) (w pw) -> b (f h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
         first = None if cond.first_frame is None else cond.first_frame / pt
         positions = token_positions(sizes, x.device, first)
 
@@ -228,10 +259,11 @@ class SpaceTimeDiT(nn.Module):
         emb = noise_emb = self.time_embedding(t)
         if self.pooled_projection is not None:
             emb = emb + self.pooled_projection(pooled_text(cond.text)).to(emb.dtype)
-        context = self._context(emb, cond, rotary_table(positions, self.config.head_dim), sizes[0])
+        known_emb = None if cond.known is None else emb + self.time_embedding(torch.zeros_like(t)) - noise_emb
+        context = self._context(emb, known_emb, cond, rotary_table(positions, self.config.head_dim), sizes)
         tokens = passed(self.blocks, tokens, context, cond, recompute=self.config.gradient_checkpointing)
 
-        shift, scale = self.out_modulation(emb if self.time_projection is None else emb[:, None]).split(1, dim=1)
+        shift, scale = self._out_branches(emb, known_emb, context, tokens.shape[1])
         y = F.layer_norm(tokens, tokens.shape[-1:], eps=self.config.norm_eps)
         output = self.out(torch.addcmul(shift, y, 1 + scale)).to(x.dtype)
         if self.skip_gain is not None:
@@ -239,6 +271,28 @@ class SpaceTimeDiT(nn.Module):
         f, h, w = sizes
         pattern = "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)"
         return DiTOutput(rearrange(output, pattern, f=f, h=h, w=w, pt=pt, ph=ph, pw=pw), y, emb)
+
+    def _out_branches(
+        self, emb: Tensor, known_emb: Tensor | None, context: Context, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return shift and scale of the last norm, (B, 1 or N, D)."""
+        shared = self.time_projection is not None
+        parts = [self.out_modulation(one[:, None] if shared else one) for one in (known_emb, emb) if one is not None]
+        if len(parts) > 1:
+            counts = (context.known, tokens - context.known)
+            parts = [torch.cat([p[:, :, None].expand(-1, -1, n, -1) for p, n in zip(parts, counts, strict=True)], 2)]
+            return parts[0][:, 0], parts[0][:, 1]
+        return parts[0][:, 0:1], parts[0][:, 1:2]
+
+    def _check_picture(self, cond: Conditioning) -> None:
+        found = 0 if cond.concat is None else cond.concat.shape[1]
+        if found != self.config.concat_channels or (cond.image is None) != (self.config.image_dim is None):
+            wants = self.config.concat_channels or self.config.image_dim
+            raise ConfigError(
+                "this model makes clips out of a picture; give one with --image"
+                if wants
+                else "this model takes no picture; it makes clips out of text alone"
+            )
 
     def _gained(self, patches: Tensor, emb: Tensor) -> Tensor:
         """Return the input's patches (B, N, c pt ph pw), in the output's order of numbers, times their gains."""
@@ -248,19 +302,29 @@ class SpaceTimeDiT(nn.Module):
         with torch.autocast(emb.device.type, enabled=False):
             return patches * self.skip_gain(F.silu(emb))[:, None].to(patches.dtype)
 
-    def _context(self, emb: Tensor, cond: Conditioning, rotary: Tensor, num_frames: int) -> Context:
+    def _context(
+        self, emb: Tensor, known_emb: Tensor | None, cond: Conditioning, rotary: Tensor, sizes: tuple[int, int, int]
+    ) -> Context:
         device, dtype = emb.device.type, self.patch_embedding.weight.dtype
-        if self.time_projection is not None:
-            with torch.autocast(device, enabled=False):
-                emb = self.time_projection(F.silu(emb)).unflatten(-1, (-1, self.config.dim))
+        known = 0 if cond.known is None else cond.known.shape[2] // self.config.patch_size[0] * sizes[1] * sizes[2]
+        image = None if self.image_projection is None or cond.image is None else self.image_projection(cond.image)
         return Context(
-            emb=emb,
+            emb=self._projected(emb),
             text=self.text_projection(cond.text.tokens),
             text_mask=cond.text.mask if self.config.mask_text else None,
             rotary=rotary,
-            num_frames=num_frames,
+            num_frames=sizes[0],
             dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype,
+            image=image,
+            known_emb=None if known_emb is None else self._projected(known_emb),
+            known=known,
         )
+
+    def _projected(self, emb: Tensor) -> Tensor:
+        if self.time_projection is None:
+            return emb
+        with torch.autocast(emb.device.type, enabled=False):
+            return self.time_projection(F.silu(emb)).unflatten(-1, (-1, self.config.dim))
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         """Return the tokens along (f, h, w)."""
@@ -298,5 +362,5 @@ class SpaceTimeDiT(nn.Module):
 
 
 def gated(x: Tensor, y: Tensor, branch: Tensor) -> Tensor:
-    """Add ``y`` (B, N, D) to the tokens through the gate of a branch (B, 3, D)."""
-    return x + y * branch[:, 2:3].to(y.dtype)  # the product in the branch's type, the sum in the tokens'
+    """Add ``y`` (B, N, D) to the tokens through the gate of a branch (B, 3, 1 or N, D)."""
+    return x + y * branch[:, 2].to(y.dtype)  # the product in the branch's type, the sum in the tokens'

@@ -91,3 +91,19 @@ class TextProjection(nn.Module):
         """Project (B, L, text_dim) -> (B, L, D)."""
         hidden = self.linear_1(tokens.to(self.linear_1.weight.dtype))
         return self.linear_2(F.gelu(hidden, approximate="tanh"))
+
+
+class ImageProjection(nn.Module):
+    """Two linear layers between norms, from the width of a picture's states to the transformer's, as in Wan."""
+
+    def __init__(self, image_dim: int, dim: int):
+        super().__init__()
+        self.norm_in = nn.LayerNorm(image_dim)
+        self.linear_1 = nn.Linear(image_dim, image_dim)
+        self.linear_2 = nn.Linear(image_dim, dim)
+        self.norm_out = nn.LayerNorm(dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Project (B, M, image_dim) -> (B, M, D)."""
+        hidden = self.linear_1(self.norm_in(states.to(self.norm_in.weight.dtype)))
+        return self.norm_out(self.linear_2(F.gelu(hidden)))
