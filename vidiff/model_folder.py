@@ -42,6 +42,7 @@ class SamplingConfig:
     spacing: Spacing = field(default_factory=UniformSpacing)  # of the steps
     positions: int = 0  # latent places (f h w) the spacing is meant for; larger clips get noisier steps; 0: any
     temperature: float = 1.0  # times all noise, the first and what solvers add; below 1 clips are more alike
+    told_steps: int = 0  # networks are told times rounded down to 1 / told_steps, as published flow models; 0: exactly
     last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ class SamplingConfig:
             raise ConfigError(f"temperature is at least 0, got {self.temperature}")
         if not 0 <= self.last_t < 1:
             raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
+        if self.told_steps < 0:
+            raise ConfigError(f"told_steps is a number of steps or 0, got {self.told_steps}")
         if self.positions < 0:
             raise ConfigError(f"positions is a number of latent places or 0, got {self.positions}")
         if isinstance(self.spacing, ListedSpacing):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class Pipeline:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(
-                    *(self.denoiser, conds, null, sampling.guidance),
+                    *(partial(self.denoiser, told_steps=sampling.told_steps), conds, null, sampling.guidance),
                     negative=negative,
                     schedule=self.config.schedule,
                     times=times,

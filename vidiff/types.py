@@ -5,7 +5,7 @@ L text tokens, D width of a text token.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,21 +83,15 @@ class Conditioning:
         if self.skip_layers and other.skip_layers and self.skip_layers != other.skip_layers:
             raise ValueError("joined conditionings must skip the same layers, or none")
         layers = self.skip_layers or other.skip_layers
-        return Conditioning(
-            text,
-            *(cat(getattr(self, name), getattr(other, name)) for name in _PARTS),
-            layers,
-            torch.cat([self._skips(), other._skips()]) if layers else None,
-        )
+        parts: dict[str, Any] = {name: cat(getattr(self, name), getattr(other, name)) for name in _PARTS}
+        skips = torch.cat([self._skips(), other._skips()]) if layers else None
+        return Conditioning(text, skip_layers=layers, skips=skips, **parts)
 
     def of(self, samples: Tensor) -> "Conditioning":
         """Return the conditioning of some of the samples; ``samples`` are their numbers or a bool for each."""
-        parts = {name: getattr(self, name) for name in (*_PARTS, "skips")}
-        return replace(
-            self,
-            text=TextEmbedding(self.text.tokens[samples], self.text.mask[samples]),
-            **{name: None if part is None else part[samples] for name, part in parts.items()},
-        )
+        parts: dict[str, Any] = {name: getattr(self, name) for name in (*_PARTS, "skips")}
+        chosen: dict[str, Any] = {name: None if part is None else part[samples] for name, part in parts.items()}
+        return replace(self, text=TextEmbedding(self.text.tokens[samples], self.text.mask[samples]), **chosen)
 
     def _skips(self) -> Tensor:
         if self.skips is not None:

@@ -4,13 +4,14 @@ from torch import nn
 
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
+from vidiff.models.experts import Experts, ExpertsConfig
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.skipping import check_layers
 from vidiff.models.two_level import TwoLevelDiT, TwoLevelDiTConfig
 from vidiff.models.unet3d import UNet3D, UNet3DConfig
 from vidiff.types import LatentSpec
 
-BackboneConfig = DiTConfig | TwoLevelDiTConfig | UNet3DConfig
+BackboneConfig = DiTConfig | TwoLevelDiTConfig | UNet3DConfig | ExpertsConfig
 Autoencoder = VideoVAE | PixelAutoencoder
 
 
@@ -23,6 +24,8 @@ def build_backbone(config: BackboneConfig, latents: LatentSpec, text_dim: int) -
             return TwoLevelDiT(config, latents.channels, text_dim)
         case UNet3DConfig():
             return UNet3D(config, latents.channels, text_dim)
+        case ExpertsConfig():
+            return Experts(config, latents.channels, text_dim)
 
 
 def check_skippable(config: BackboneConfig, layers: tuple[int, ...]) -> None:
@@ -34,3 +37,5 @@ def check_skippable(config: BackboneConfig, layers: tuple[int, ...]) -> None:
             check_layers(layers, config.coarse.depth + config.depth)
         case UNet3DConfig():
             check_layers(layers, 0)
+        case ExpertsConfig():
+            check_layers(layers, config.expert.depth)

@@ -10,6 +10,8 @@ from vidiff.diffusion.schedule import NoiseSchedule
 
 # Below this alpha / sigma x_t counts as pure noise: what divides by alpha says nothing there.
 _PURE_NOISE = 1e-3
+# Below this log(alpha / sigma) says nothing either; published flow models start just above it.
+_NO_SIGNAL = 1e-7
 
 _nodes, _weights = np.polynomial.legendre.leggauss(32)
 # Places in [0, 1] and weights whose sum integrates what multistep solvers need, to the last digits and without the
@@ -36,6 +38,10 @@ class Level(NamedTuple):
     @property
     def is_pure_noise(self) -> bool:
         return bool(self.alpha <= _PURE_NOISE * self.sigma)
+
+    @property
+    def has_no_signal(self) -> bool:
+        return bool(self.alpha <= _NO_SIGNAL * self.sigma)
 
     def eps(self, x: Tensor, x_0: Tensor) -> Tensor:
         """Return the noise in ``x`` if ``x_0`` is the signal; both (B, ...)."""

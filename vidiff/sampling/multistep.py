@@ -4,6 +4,7 @@ All extrapolate x_0 or eps along log-SNR, sigma / alpha or the number of the ste
 infinite place on the first two axes and are left out there: the order grows as in a first step.
 """
 
+import itertools
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -67,11 +68,11 @@ class DPMpp3M:
         """Step from t to s."""
         at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
         x_0 = problem.x_0(state.x, t)
-        past = (Estimate(state.x, x_0, t), *(one for one, _ in usable(problem, state.past)))
+        past = (Estimate(state.x, x_0, t), *(one for one, _ in with_signal(problem, state.past)))
         step = at_s.half_log_snr - at_t.half_log_snr
         base = torch.expm1(-step)
         x_s = scaled_back(at_t, at_s) * state.x - at_s.alpha * base * x_0
-        if s > 0 and len(past) > 1 and not at_t.is_pure_noise:
+        if s > 0 and len(past) > 1 and not at_t.has_no_signal:
             slopes = _slopes(problem, past, step)
             # With two slopes: the first derivative at t and half the second one, by Newton's differences.
             first, second = slopes[0][1], None
@@ -227,10 +228,11 @@ def _slopes(problem: Problem, past: tuple[Estimate, ...], step: Tensor) -> list[
 
 def usable(problem: Problem, past: tuple[Estimate, ...]) -> list[tuple[Estimate, Level]]:
     """Return the newest estimates before the first one out of pure noise, each with its level."""
-    found = []
-    for one in past:
-        at = level(problem.schedule, one.t)
-        if at.is_pure_noise:
-            break
-        found.append((one, at))
-    return found
+    found = [(one, level(problem.schedule, one.t)) for one in past]
+    return list(itertools.takewhile(lambda pair: not pair[1].is_pure_noise, found))
+
+
+def with_signal(problem: Problem, past: tuple[Estimate, ...]) -> list[tuple[Estimate, Level]]:
+    """Return the newest estimates that `usable` does and those of nearly no signal, for what only takes log-SNR."""
+    found = [(one, level(problem.schedule, one.t)) for one in past]
+    return list(itertools.takewhile(lambda pair: not pair[1].has_no_signal, found))

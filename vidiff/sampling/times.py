@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vidiff.diffusion.discrete import STEPS
 from vidiff.diffusion.schedule import NoiseSchedule
 from vidiff.errors import ConfigError, did_you_mean
+
+_NUDGE = 1e-6  # of the first of diffusers' times for UniPC, below 1
 
 
 def uniform_times(num_steps: int, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
@@ -139,6 +142,40 @@ class BetaSpacing:
 
 
 @dataclass(frozen=True)
+class FlowSpacing:
+    """Even in t, then moved towards noise: s t / (1 + (s - 1) t) (Esser et al., 2024, equation 23).
+
+    ``grid`` says which implementation's steps they are, to the last digit: those of Wan's own code, which are also
+    diffusers' for DPM-Solver++; diffusers' for UniPC; or diffusers' for Euler steps.
+    """
+
+    kind: Literal["flow"] = "flow"
+    shift: float = 3.0
+    grid: Literal["native", "reference", "euler"] = "native"
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ConfigError(f"shift must be positive, got {self.shift}")
+
+    def times(self, schedule: NoiseSchedule, num_steps: int) -> Tensor:
+        """Return the times, (num_steps + 1,)."""
+        _check(num_steps)
+        if self.grid == "native":
+            # Differences from 1, as the others compute them: the networks are told whole steps, rounded down.
+            sigmas = self._moved(1 - torch.from_numpy(np.linspace(1, 1 / STEPS, num_steps + 1))).flip(0)[:-1]
+        elif self.grid == "reference":
+            sigmas = self._moved(torch.from_numpy(np.linspace(1, 1 / STEPS, num_steps + 1)))[:-1]
+            sigmas[0] -= _NUDGE  # multistep formulas take the logarithm of the signal
+        else:
+            least = self._moved(torch.tensor(1 / STEPS, dtype=torch.float64)).item()
+            sigmas = self._moved(torch.from_numpy(np.linspace(1, least, num_steps)))
+        return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+    def _moved(self, sigmas: Tensor) -> Tensor:
+        return self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+
+
+@dataclass(frozen=True)
 class ListedSpacing:
     """Times as they are listed, such as those that someone has optimized (Sabour et al., 2024)."""
 
@@ -172,6 +209,7 @@ Spacing = (
     | KarrasSpacing
     | ExponentialSpacing
     | BetaSpacing
+    | FlowSpacing
     | ListedSpacing
 )
 

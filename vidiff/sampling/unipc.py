@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidiff.sampling.levels import PLACES, WEIGHTS, Level, first_order, level, scaled_back
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
-from vidiff.sampling.multistep import check_order, usable
+from vidiff.sampling.multistep import check_order, with_signal
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class UniPC:
         """Step from t to s."""
         at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
         x_0 = problem.x_0(state.x, t)
-        x, before = state.x, usable(problem, state.past[: self.order])
+        x, before = state.x, with_signal(problem, state.past[: self.order])
         if before:
             x = self._step(before[0][0].x, before, at_t, x_0).to(state.x.dtype)
         here = Estimate(x, x_0, t)
-        if s > 0 and not at_t.is_pure_noise:
+        if s > 0 and not at_t.has_no_signal:
             x_s = self._step(x, [(here, at_t), *before][: self.order], at_s, None)
         else:
             x_s = first_order(at_s, x_0, at_t.eps(x, x_0))
