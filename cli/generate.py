@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vidiff.generation import Job, Result, Settings
     from vidiff.model_folder import SamplingConfig
     from vidiff.pipeline import Pipeline
+    from vidiff.sampling.noise import NoiseFrom
     from vidiff.sampling.times import Spacing
     from vidiff.types import Size
 
@@ -77,7 +78,13 @@ def generate(
     ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Also write all frames as one PNG.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default what the model was published in.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture that the clip starts from.")] = None,
+    noise_from: Annotated[
+        str, typer.Option(help="vidiff, or reference: draw a seed's noise as diffusers does.")
+    ] = "vidiff",
     stages: Annotated[
         str | None, typer.Option(help="Stop early: base, or base,temporal_sr; default all that the model has.")
     ] = None,
@@ -108,8 +115,12 @@ def generate(
         planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel, ways)
         for job in planned:
             planning.check_writable(job.output)
+        if image is not None:
+            from vidiff.starting import picture_file
+
+            planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        pipeline = _load(model, device, download)
+        pipeline = _load(model, device, dtype, download)
         sampling = _sampling(
             pipeline,
             _own_sampling(pipeline, planned[0]),
@@ -121,7 +132,7 @@ def generate(
             set or [],
         )
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
-        shared = replace(shared, keep_stages=keep_stages)
+        shared = replace(shared, keep_stages=keep_stages, noise_from=_noise_from(noise_from))
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
         waiting = _unfinished(pipeline, planned, shared) if from_file else planned
@@ -131,6 +142,7 @@ def generate(
 
 
 def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
+    """Return the jobs whose clips an earlier run has not made."""
     from vidiff.generation import is_finished, recipe_of
 
     waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
@@ -145,14 +157,26 @@ def _fast(model: str) -> str:
     return fast_model(model)
 
 
-def _load(model: str, device: str | None, download: bool) -> "Pipeline":
-    from vidiff.cli.devices import chosen_device
+def _noise_from(name: str) -> "NoiseFrom":
+    from vidiff.errors import ConfigError
+
+    if name == "reference":
+        return "reference"
+    if name != "vidiff":
+        raise ConfigError(f"--noise-from is vidiff or reference, got {name!r}")
+    return "vidiff"
+
+
+def _load(model: str, device: str | None, dtype: str | None, download: bool) -> "Pipeline":
+    import torch
+
+    from vidiff.cli.devices import checked_dtype, chosen_device
     from vidiff.pipeline import find_model, load
 
     folder = find_model(model, download)
     chosen = chosen_device(device)
     with console.status(f"loading {model}"):
-        return load(folder, chosen)
+        return load(folder, chosen, None if dtype is None else getattr(torch, checked_dtype(dtype)))
 
 
 @dataclass(frozen=True)
@@ -220,7 +244,7 @@ def _settings(
     format: str | None,
     jobs: "list[Job]",
     upscale: int | None,
-    dtype: str,
+    dtype: str | None,
     stages: str | None,
 ) -> "Settings":
     """Fill what the command left open from the model's own defaults."""
@@ -238,23 +262,13 @@ def _settings(
     return Settings(
         model=model,
         size=resolved,
-        sampling=sampling,
+        sampling=pipeline.config.sized(sampling, resolved),
         format=format_of(jobs[0].output, format),
         upscale=visible if upscale is None else upscale,
-        dtype=checked_dtype(dtype),
+        dtype=checked_dtype(dtype or pipeline.config.dtype),
         device=str(pipeline.device),
         stages=count,
     )
-
-
-def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> "list[Job]":
-    """Return the jobs whose clips an earlier run has not made."""
-    from vidiff.generation import is_finished, recipe_of
-
-    waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, shared))]
-    if len(waiting) < len(jobs):
-        note(f"{len(jobs) - len(waiting)} of {len(jobs)} clips were made before")
-    return waiting
 
 
 def _own_sampling(pipeline: "Pipeline", job: "Job") -> "SamplingConfig":

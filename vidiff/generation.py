@@ -24,15 +24,23 @@ from vidiff.inverting import NoiseFile
 from vidiff.model_folder import SamplingConfig
 from vidiff.pipeline import Pipeline
 from vidiff.sampling.interpolation import Arc
-from vidiff.sampling.noise import stage_seed
+from vidiff.sampling.noise import NoiseFrom, stage_seed
 from vidiff.sizes import final_size
+from vidiff.starting import PictureFile
 from vidiff.types import Size
 
 # Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
-_STARTS = ("prompt", "travel", "negative", "seed", "arc", "noise")
+_STARTS = ("prompt", "travel", "negative", "seed", "arc", "noise", "noise_from", "picture")
 _DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype")
 # What recipes say that were written before these could be anything else.
-_OLDER: dict[str, Any] = {"stages": [], "travel": None, "arc": None, "noise": None}
+_OLDER: dict[str, Any] = {
+    "stages": [],
+    "travel": None,
+    "arc": None,
+    "noise": None,
+    "noise_from": "vidiff",
+    "picture": None,
+}
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
 
@@ -48,6 +56,7 @@ class Job:
     travel: Travel | None = None  # makes the prompt several, see `vidiff.diffusion.travel`; None: a bar is text
     arc: Arc | None = None  # on the way to another seed or prompt
     noise: NoiseFile | None = None  # in place of the first draw of the seed
+    picture: PictureFile | None = None  # that the clip starts from
 
     def seed_of(self, stage: int) -> int:
         """Return the seed of a super-resolution stage: its own until the end of an arc, where it is the other one."""
@@ -69,6 +78,7 @@ class Settings:
     dtype: str = "float32"
     device: str = "cpu"
     stages: int = 0  # how many super-resolution stages follow the base
+    noise_from: NoiseFrom = "vidiff"  # whose way of drawing the seed's noise
     keep_stages: bool = False  # write the clip of each stage that others follow
 
 
@@ -125,6 +135,8 @@ def generate(
             travels=[job.travel for job in jobs],
             arcs=[job.arc for job in jobs],
             noise=[None if job.noise is None else job.noise.read().noise for job in jobs],
+            noise_from=settings.noise_from,
+            pictures=None if jobs[0].picture is None else [job.picture.read() for job in jobs if job.picture],
             dtype=dtype,
             on_step=on_step,
         )
@@ -179,6 +191,8 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "seed": job.seed,
         "arc": None if job.arc is None else asdict(job.arc),
         "noise": None if job.noise is None else {"path": str(job.noise.path), "sha256": job.noise.sha256},
+        "noise_from": settings.noise_from,
+        "picture": None if job.picture is None else {"path": str(job.picture.path), "sha256": job.picture.sha256},
         "model": settings.model,
         "model_hash": pipeline.hash,
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
@@ -283,12 +297,13 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
     """
     try:
         recipe = _OLDER | recipe
-        travel, noise = recipe["travel"], recipe["noise"]
+        travel, noise, picture = recipe["travel"], recipe["noise"], recipe["picture"]
         job = Job(
             *(str(recipe["prompt"]), int(recipe["seed"]), output, str(recipe["negative"])),
             travel=None if travel is None else checked_travel(travel),
             arc=None if recipe["arc"] is None else config.from_dict(Arc, recipe["arc"]),
             noise=None if noise is None else NoiseFile(Path(noise["path"]), str(noise["sha256"])),
+            picture=None if picture is None else PictureFile(Path(picture["path"]), str(picture["sha256"])),
         )
         settings = Settings(
             model=str(recipe["model"]),
@@ -299,6 +314,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             dtype=str(recipe["dtype"]),
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
+            noise_from="reference" if recipe["noise_from"] == "reference" else "vidiff",
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{source}: its recipe is damaged: {error}") from error

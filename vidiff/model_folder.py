@@ -24,11 +24,13 @@ from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.solvers import DPMpp2M, Solver, check_steps
-from vidiff.sampling.times import ListedSpacing, Spacing, UniformSpacing, noisier
+from vidiff.sampling.times import FlowSpacing, ListedSpacing, Spacing, UniformSpacing, noisier
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
 
 AUTOENCODER = "autoencoder"
+
+Pictures = Literal["none", "concat", "known"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,23 @@ class ModelConfig:
     autoencoder: str = ""  # the bundled model whose autoencoder it takes; empty: the folder has its own
     pixels: PixelAutoencoderConfig | None = None  # what it denoises, instead of an autoencoder's latents
     refines: Refinement | None = None  # of a super-resolution stage: what it adds
+    pictures: Pictures = "none"  # how a clip starts from a picture: never, as more channels, or as its first latents
+    dtype: Literal["float32", "bfloat16"] = "float32"  # precision it was published in
+    large_shift: tuple[int, float] | None = None  # pixels a frame, and from which on the flow spacing's shift is this
     stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
 
     def __post_init__(self) -> None:
         check_refines(self.backbone, self.refines, self.pixels)
         check_variance(self.learned_variance, self.refines)
         check_skippable(self.backbone, self.sampling.guidance.skip.layers)
+
+    def sized(self, sampling: SamplingConfig, size: Size) -> SamplingConfig:
+        """Return ``sampling`` for clips of ``size``: spacing that is the model's own follows how large frames are."""
+        own = self.sampling.spacing
+        large = self.large_shift is not None and size.height * size.width >= self.large_shift[0]
+        if self.large_shift is None or not large or sampling.spacing != own or not isinstance(own, FlowSpacing):
+            return sampling
+        return replace(sampling, spacing=replace(own, shift=self.large_shift[1]))
 
     def denoiser(self, latents: LatentSpec) -> Denoiser:
         """Return the untrained denoiser."""

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vidiff import resources
 from vidiff.checkpoint import model_hash
+from vidiff.diffusers_folder import folder_hash, is_diffusers_folder, open_diffusers_folder
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
+from vidiff.interop.image_encoder import ImageEncoder, load_image_encoder
 from vidiff.model_folder import (
     ModelConfig,
     SamplingConfig,
@@ -29,7 +32,8 @@ from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
-from vidiff.sampling.noise import SeededNoise
+from vidiff.sampling.noise import NoiseFrom, ReferenceNoise, SeededNoise
+from vidiff.starting import started_from
 from vidiff.text import sources
 from vidiff.text.encoders import build_text_encoder
 from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
@@ -45,6 +49,7 @@ class Pipeline:
     denoiser: Denoiser
     hash: str  # of the model folder
     refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
+    image_encoder: ImageEncoder | None = None  # of a model that starts from pictures, if it has one
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +72,8 @@ class Pipeline:
         travels: Sequence[Travel | None] | None = None,
         arcs: Sequence[Arc | None] | None = None,
         noise: Sequence[Tensor | None] | None = None,
+        noise_from: NoiseFrom = "vidiff",
+        pictures: Sequence[np.ndarray] | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -83,21 +90,26 @@ class Pipeline:
             travels: B of them; one that is given makes its prompt several, see `vidiff.diffusion.travel`.
             arcs: B of them: where clips lie on the way to other seeds and prompts; None is at their own.
             noise: B of them, (C, f, h, w): what clips start from in place of the first draw of their seeds.
+            noise_from: whose way of drawing noise from seeds it is.
+            pictures: B of them that clips start from, RGB, uint8 (H, W, 3); None is none.
             dtype: precision of the network; sampling itself is float32 and its coefficients float64.
             on_step: called as (steps done, num_steps, estimate of x_0).
 
         Raises:
             ConfigError: if the size is not on the latent grid, there are more prompts in one than frames or steps,
-                guidance skips layers that the network does not have, or noise has another size.
+                guidance skips layers that the network does not have, noise has another size, or the model starts from
+                no pictures, or from nothing else.
         """
         check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
         device, times = self.device, self.times(size, sampling).to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
-        null = Conditioning(self.denoiser.null_text(len(prompts)))
+        start = started_from(pictures, self.config.pictures, self.autoencoder, self.image_encoder, size, device)
+        conds = replace(conds, conds=tuple(replace(cond, **start) for cond in conds.conds))
+        null = Conditioning(self.denoiser.null_text(len(prompts)), **start)
         negative = null.with_text(self.text(negatives)) if any(negatives) else None
-        source = ArcNoise(seeds, arcs) if arcs is not None and any(arcs) else SeededNoise(seeds)
+        source = self._noise(seeds, arcs, noise_from)
         latents = _started(source.randn(*shape), noise).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
@@ -116,6 +128,16 @@ class Pipeline:
                 temperature=sampling.temperature,
                 on_step=on_step,
             ).float()
+
+    def _noise(
+        self, seeds: Sequence[int], arcs: Sequence[Arc | None] | None, noise_from: NoiseFrom
+    ) -> SeededNoise | ArcNoise | ReferenceNoise:
+        arcing = arcs is not None and any(arcs)
+        if noise_from == "reference":
+            if arcing:
+                raise ConfigError("--noise-from reference draws the noise of one seed; leave out --to-seed and --vary")
+            return ReferenceNoise(seeds, self.device)
+        return ArcNoise(seeds, arcs) if arcs is not None and arcing else SeededNoise(seeds)
 
     def _variance(self, cond: Conditioning) -> DenoiseFn | None:
         if not self.denoiser.learned_variance:
@@ -184,7 +206,7 @@ def find_model(name: str, download: bool = False) -> Path:
         CheckpointError: if there is none; the message names the nearest bundled model.
         ConfigError: if a hub id comes without its commit.
     """
-    if (Path(name) / "config.yaml").is_file():
+    if (Path(name) / "config.yaml").is_file() or is_diffusers_folder(Path(name)):
         return Path(name)
     bundled = resources.bundled_models()
     if name in bundled:
@@ -198,13 +220,20 @@ def find_model(name: str, download: bool = False) -> Path:
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
-    """Return the model of a folder, float32, on ``device``.
+def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Pipeline:
+    """Return the model of a folder on ``device``.
+
+    Args:
+        folder: ours, or a published one in the diffusers layout.
+        device: where it goes.
+        dtype: of the weights of a published model's large networks, by default as published; ours are float32.
 
     Raises:
         CheckpointError: if weights are missing, damaged or do not fit.
         ConfigError: if a config is not valid.
     """
+    if is_diffusers_folder(folder):
+        return _load_published(folder, device, dtype)
     config: ModelConfig = read_config(ModelConfig, folder)
     autoencoder = autoencoder_of(config, autoencoder_folder(folder, config))
     denoiser = load_denoiser(folder, config, autoencoder.latents)
@@ -216,6 +245,19 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Pipeline:
         refiners.append(_refiner(folder, name, config, size.fps, device))
         size = refiners[-1].size(size)
     return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), tuple(refiners))
+
+
+def _load_published(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pipeline:
+    opened = open_diffusers_folder(folder)
+    dtype = getattr(torch, opened.config.dtype) if dtype is None else dtype
+    text_encoder = build_text_encoder(opened.config.text, device, dtype)
+    null = text_encoder.encode([""]).tokens[0].float()
+    vae = opened.autoencoder(device)
+    denoiser = opened.denoiser(vae, null, device, dtype)
+    encoder = None
+    if opened.image_encoder is not None:
+        encoder = load_image_encoder(opened.image_encoder, folder / "image_processor", device, dtype)
+    return Pipeline(opened.config, text_encoder, vae, denoiser, folder_hash(folder), image_encoder=encoder)
 
 
 def _refiner(folder: Path, name: str, base: ModelConfig, fps: float, device: torch.device | str) -> Refiner:

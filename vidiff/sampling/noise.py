@@ -1,12 +1,15 @@
 """Reproducible noise: each sample has its own seed, so that its neighbors in a batch do not change it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vidiff.sampling.windows import Place
+
+NoiseFrom = Literal["vidiff", "reference"]
 
 _TILE = 64  # pixels a side that one key draws
 
@@ -29,6 +32,18 @@ class SeededNoise:
     def randn(self, *shape: int) -> Tensor:
         """Return noise of shape (B, *shape), B the number of seeds."""
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+
+
+class ReferenceNoise:
+    """Draws what diffusers' pipelines draw for the same seeds, from a generator on the device that samples."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def randn(self, *shape: int) -> Tensor:
+        """Return noise of shape (B, *shape), float32, B the number of seeds."""
+        drawn = [torch.randn((1, *shape), generator=one, device=one.device) for one in self.generators]
+        return torch.cat(drawn)
 
 
 class PlacedNoise:

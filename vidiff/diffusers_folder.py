@@ -1,0 +1,200 @@
+"""Published models in the diffusers layout, read into our own classes.
+
+model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer/  scheduler/  [image_encoder/]
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.diffusion.guidance import Guidance
+from vidiff.diffusion.schedule import FlowSchedule
+from vidiff.errors import CheckpointError, ConfigError
+from vidiff.files import sha256_of
+from vidiff.interop import wan_autoencoder, wan_transformer
+from vidiff.interop.component import Component, fill, open_component, read_json
+from vidiff.interop.wan_published import LARGE, Published, published
+from vidiff.model_folder import ModelConfig, Pictures, SamplingConfig
+from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.dit import DiTConfig
+from vidiff.models.experts import Experts, ExpertsConfig
+from vidiff.sampling.multistep import DPMpp2M
+from vidiff.sampling.one_step import Euler
+from vidiff.sampling.times import FlowSpacing
+from vidiff.sampling.unipc import UniPC
+from vidiff.text.encoders import T5Config
+from vidiff.types import Size
+
+INDEX = "model_index.json"
+_PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+_PARTS = {
+    "transformer": ("WanTransformer3DModel",),
+    "transformer_2": ("WanTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel",),
+    "image_encoder": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+}
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A published model, read no further than its configs and the names of its tensors."""
+
+    folder: Path
+    config: ModelConfig
+    known_as: Published | None  # None: a model of the same kind that is not among the published ones
+    transformers: tuple[Component, ...]
+    vae: Component
+    image_encoder: Path | None
+
+    def autoencoder(self, device: torch.device | str = "cpu") -> VideoVAE:
+        """Return the autoencoder, float32; raises a CheckpointError if a tensor is not as it should be."""
+        config = wan_autoencoder.config_from_diffusers(self.vae.config)
+        with torch.device("meta"):
+            vae = VideoVAE(config)
+        fill(vae, self.vae, wan_autoencoder.to_diffusers, device)
+        mean, std = (torch.tensor(self.vae.config[f"latents_{name}"]) for name in ("mean", "std"))
+        channels = config.latent_channels
+        if mean.shape != (channels,) or std.shape != (channels,):
+            raise CheckpointError(f"{self.vae.folder}: latents_mean and latents_std are not of {channels} channels")
+        vae.latent_mean, vae.latent_std = mean.to(device), std.to(device)
+        vae.preview_weight, vae.preview_bias = torch.zeros(3, channels).to(device), torch.zeros(3).to(device)
+        return vae.eval().requires_grad_(False)
+
+    def denoiser(
+        self, vae: VideoVAE, null: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Denoiser:
+        """Return the denoiser.
+
+        Args:
+            vae: what it denoises the latents of.
+            null: states of the empty prompt, (L, D), which guidance leads away from.
+            device: where it goes.
+            dtype: of most of its weights.
+
+        Raises:
+            CheckpointError: if a tensor is missing, left over or misshapen; it is named.
+        """
+        with torch.device("meta"):
+            denoiser = self.config.denoiser(vae.latents)
+        backbone = denoiser.backbone
+        networks = list(backbone.experts) if isinstance(backbone, Experts) else [backbone]
+        for network, component in zip(networks, self.transformers, strict=True):
+            fill(network, component, self._named, device, dtype)
+        denoiser.null_tokens = torch.nn.Parameter(null.to(device), requires_grad=False)
+        return denoiser.eval().requires_grad_(False)
+
+    def _named(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return wan_transformer.to_diffusers(weights, _expert(self.config).patch_size)
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Return whether ``folder`` has the diffusers layout."""
+    return (folder / INDEX).is_file()
+
+
+def open_diffusers_folder(folder: Path) -> DiffusersFolder:
+    """Read a published model's configs and the names of its tensors, but no weights.
+
+    Raises:
+        CheckpointError: if the architecture is unknown, or something is missing or damaged.
+        ConfigError: if a network is of a kind that our classes do not hold.
+    """
+    index = read_json(folder / INDEX)
+    _check_architecture(folder, index)
+    names = ["transformer", *(["transformer_2"] if _has(index, "transformer_2") else [])]
+    transformers = tuple(open_component(folder / name) for name in names)
+    vae = open_component(folder / "vae")
+    found = [wan_transformer.config_from_diffusers(one.config) for one in transformers]
+    if any(one != found[0] for one in found):
+        raise CheckpointError(f"{folder}: transformer and transformer_2 are of different shapes")
+    dit, channels, text_dim = found[0]
+    boundary = index.get("boundary_ratio")
+    if (boundary is None) != (len(transformers) == 1):
+        raise CheckpointError(f"{folder / INDEX}: two transformers need a boundary_ratio, and one has none")
+    pictures: Pictures = "known" if index.get("expand_timesteps") else "concat" if dit.concat_channels else "none"
+    known_as = published(dit, channels, boundary)
+    config = ModelConfig(
+        name=folder.resolve().name if known_as is None else known_as.name,
+        backbone=dit if boundary is None else ExpertsConfig(expert=dit, boundaries=(float(boundary),)),
+        text=T5Config(source=str(folder), subfolder="text_encoder", tokenizer="../tokenizer", pad="max"),
+        text_dim=text_dim,
+        schedule=FlowSchedule(),
+        predicts="flow",
+        sampling=_scheduled(folder) if known_as is None else _as_published(known_as),
+        size=Size(81, 480, 832, 16.0) if known_as is None else known_as.size,
+        frames=(1, 81 if known_as is None else known_as.size.frames),
+        pictures=pictures,
+        large_shift=None if known_as is None or known_as.large_shift is None else (LARGE, known_as.large_shift),
+        dtype="float32" if known_as is None else "bfloat16",
+    )
+    image_encoder = folder / "image_encoder" if dit.image_dim is not None else None
+    return DiffusersFolder(folder, config, known_as, transformers, vae, image_encoder)
+
+
+def folder_hash(folder: Path) -> str:
+    """Return the SHA-256 over all configs and weights of a published model, in hexadecimal."""
+    digest = hashlib.sha256()
+    parts = [path for kind in ("*.json", "*.safetensors") for path in folder.rglob(kind)]
+    for path in sorted(parts):
+        digest.update(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_architecture(folder: Path, index: dict[str, Any]) -> None:
+    kind = index.get("_class_name")
+    if kind not in _PIPELINES:
+        raise CheckpointError(f"{folder}: is a {kind}, which cannot be read; those that can: {', '.join(_PIPELINES)}")
+    for name, kinds in _PARTS.items():
+        found = index.get(name)
+        cls = found[1] if isinstance(found, list) and len(found) == 2 else None
+        if cls is not None and cls not in kinds:
+            raise CheckpointError(f"{folder}: its {name} is a {cls}, which cannot be read; {' or '.join(kinds)} can")
+        if isinstance(found, list) and found[0] not in (None, "diffusers", "transformers"):
+            raise CheckpointError(f"{folder}: its {name} needs code of its own ({found[0]}), which is never run")
+
+
+def _has(index: dict[str, Any], name: str) -> bool:
+    found = index.get(name)
+    return isinstance(found, list) and found[0] is not None
+
+
+def _as_published(one: Published) -> SamplingConfig:
+    return SamplingConfig(
+        solver=UniPC(),
+        num_steps=one.num_steps,
+        guidance=Guidance(scale=one.guidance),
+        negative=one.negative,
+        spacing=FlowSpacing(shift=one.shift),
+        told_steps=1000,
+    )
+
+
+def _scheduled(folder: Path) -> SamplingConfig:
+    """Return how the folder's own scheduler samples; raises a ConfigError if it is none that is known here."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    kind, shift = config.get("_class_name"), config.get("flow_shift", config.get("shift", 1.0))
+    sampling = SamplingConfig(num_steps=50, guidance=Guidance(scale=5.0), told_steps=1000)
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        return replace(sampling, solver=Euler(), spacing=FlowSpacing(shift=shift, grid="euler"), told_steps=0)
+    if kind in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"):
+        if config.get("prediction_type") != "flow_prediction" or not config.get("use_flow_sigmas"):
+            raise ConfigError(f"{folder / 'scheduler'}: only schedulers of flows can be read")
+        if kind == "DPMSolverMultistepScheduler":
+            return replace(sampling, solver=DPMpp2M(), spacing=FlowSpacing(shift=shift, grid="native"))
+        solver = UniPC(order=config.get("solver_order", 2), variant=config.get("solver_type", "bh2"))
+        return replace(sampling, solver=solver, spacing=FlowSpacing(shift=shift, grid="reference"))
+    raise ConfigError(f"{folder / 'scheduler'}: {kind} is not known; UniPC, DPM-Solver++ and Euler of flows are")
+
+
+def _expert(config: ModelConfig) -> DiTConfig:
+    backbone = config.backbone
+    found = backbone.expert if isinstance(backbone, ExpertsConfig) else backbone
+    assert isinstance(found, DiTConfig)
+    return found
