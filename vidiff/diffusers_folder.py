@@ -51,7 +51,6 @@ class DiffusersFolder:
     known_as: Published | None  # None: a model of the same kind that is not among the published ones
     transformers: tuple[Component, ...]
     vae: Component
-    image_encoder: Path | None
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoVAE:
         """Return the autoencoder, float32; raises a CheckpointError if a tensor is not as it should be."""
@@ -134,8 +133,7 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         large_shift=None if known_as is None or known_as.large_shift is None else (LARGE, known_as.large_shift),
         dtype="float32" if known_as is None else "bfloat16",
     )
-    image_encoder = folder / "image_encoder" if dit.image_dim is not None else None
-    return DiffusersFolder(folder, config, known_as, transformers, vae, image_encoder)
+    return DiffusersFolder(folder, config, known_as, transformers, vae)
 
 
 def folder_hash(folder: Path) -> str:

@@ -17,6 +17,7 @@ from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
+from vidiff.hub import pinned
 from vidiff.interop.image_encoder import ImageEncoder, load_image_encoder
 from vidiff.model_folder import (
     ModelConfig,
@@ -26,7 +27,9 @@ from vidiff.model_folder import (
     load_denoiser,
     read_config,
 )
-from vidiff.models.build import Autoencoder, check_skippable
+from vidiff.models.build import Autoencoder, BackboneConfig, check_skippable
+from vidiff.models.dit import DiTConfig
+from vidiff.models.experts import ExpertsConfig
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refining import Refiner
@@ -35,7 +38,7 @@ from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import NoiseFrom, ReferenceNoise, SeededNoise
 from vidiff.starting import started_from
 from vidiff.text import sources
-from vidiff.text.encoders import build_text_encoder
+from vidiff.text.encoders import T5Config, TextEncoderConfig, build_text_encoder
 from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
 
 
@@ -214,8 +217,13 @@ def find_model(name: str, download: bool = False) -> Path:
     if Path(name).is_dir():
         raise CheckpointError(f"{name}: no model here (config.yaml is missing)")
     source, _, revision = name.partition("@")
-    if sources.is_hub_id(source) and (revision or download):
-        return sources.hub_folder(source, revision or None, download, "vidiff generate --download")
+    if sources.is_hub_id(source):
+        revision = revision or pinned().get(source, "")
+        if revision or download:
+            return sources.hub_folder(
+                source, revision or None, download, f"vidiff models pull {source}@{revision}, or --download,"
+            )
+        raise CheckpointError(f"{source}: not on this machine; fetch it with: vidiff models pull {source}")
     hint = did_you_mean(name, bundled) or f" Bundled models: {', '.join(bundled) or 'none'}."
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
 
@@ -237,14 +245,17 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | 
     config: ModelConfig = read_config(ModelConfig, folder)
     autoencoder = autoencoder_of(config, autoencoder_folder(folder, config))
     denoiser = load_denoiser(folder, config, autoencoder.latents)
-    text_encoder = build_text_encoder(config.text, device)
+    text_encoder = build_text_encoder(_placed(config.text, folder), device)
     autoencoder = autoencoder.to(device)
+    image_encoder = _image_encoder(config.backbone, folder, device, torch.float32)
     refiners: list[Refiner] = []
     size = config.size
     for name in config.stages:
         refiners.append(_refiner(folder, name, config, size.fps, device))
         size = refiners[-1].size(size)
-    return Pipeline(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder), tuple(refiners))
+    return Pipeline(
+        *(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder)), tuple(refiners), image_encoder
+    )
 
 
 def _load_published(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pipeline:
@@ -254,10 +265,22 @@ def _load_published(folder: Path, device: torch.device | str, dtype: torch.dtype
     null = text_encoder.encode([""]).tokens[0].float()
     vae = opened.autoencoder(device)
     denoiser = opened.denoiser(vae, null, device, dtype)
-    encoder = None
-    if opened.image_encoder is not None:
-        encoder = load_image_encoder(opened.image_encoder, folder / "image_processor", device, dtype)
+    encoder = _image_encoder(opened.config.backbone, folder, device, dtype)
     return Pipeline(opened.config, text_encoder, vae, denoiser, folder_hash(folder), image_encoder=encoder)
+
+
+def _image_encoder(
+    backbone: BackboneConfig, folder: Path, device: torch.device | str, dtype: torch.dtype
+) -> ImageEncoder | None:
+    dit = backbone.expert if isinstance(backbone, ExpertsConfig) else backbone
+    if not isinstance(dit, DiTConfig) or dit.image_dim is None:
+        return None
+    return load_image_encoder(folder / "image_encoder", folder / "image_processor", device, dtype)
+
+
+def _placed(text: TextEncoderConfig, folder: Path) -> TextEncoderConfig:
+    """Return ``text`` with a source that lies in the model's folder named in full."""
+    return replace(text, source=str(folder)) if isinstance(text, T5Config) and text.source == "." else text
 
 
 def _refiner(folder: Path, name: str, base: ModelConfig, fps: float, device: torch.device | str) -> Refiner:

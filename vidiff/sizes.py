@@ -4,6 +4,7 @@ import math
 
 from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.errors import ConfigError
+from vidiff.models.build import token_patch
 from vidiff.pipeline import Pipeline
 from vidiff.types import Size
 
@@ -74,8 +75,8 @@ def _steps(pipeline: Pipeline, stages: int) -> tuple[int, int]:
 
     Every stage's clip is whole in its own folded pixels.
     """
-    spec = pipeline.autoencoder.latents
-    step, side = spec.frame_stride, spec.stride
+    spec, patch = pipeline.autoencoder.latents, token_patch(pipeline.config.backbone)
+    step, side = spec.frame_stride, spec.stride * math.lcm(*patch[1:])
     for refiner in pipeline.refiners[:stages]:
         finer, spec = refiner.size(Size(step + 1, side, side, 1.0)), refiner.pixels.latents
         step, side = math.lcm(finer.frames - 1, spec.frame_stride), math.lcm(finer.height, spec.stride)

@@ -39,3 +39,16 @@ def check_skippable(config: BackboneConfig, layers: tuple[int, ...]) -> None:
             check_layers(layers, 0)
         case ExpertsConfig():
             check_layers(layers, config.expert.depth)
+
+
+def token_patch(config: BackboneConfig) -> tuple[int, int, int]:
+    """Return how many latents along (f, h, w) clips are made in multiples of."""
+    match config:
+        case DiTConfig():
+            return config.patch_size
+        case TwoLevelDiTConfig():
+            return config.coarse.patch_size
+        case ExpertsConfig():
+            return config.expert.patch_size
+        case UNet3DConfig():
+            return (1, 1, 1)

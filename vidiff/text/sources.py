@@ -71,6 +71,11 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
 
 
+def is_revision(name: str) -> bool:
+    """Return whether ``name`` is a commit of 40 hexadecimal digits."""
+    return _REVISION.fullmatch(name) is not None
+
+
 def hub_folder(source: str, revision: str | None, allow_download: bool, how: str, parts: Sequence[str] = ("",)) -> Path:
     """Return the local copy of a hub repository at a pinned commit, fetched if that is allowed; ``how`` says how.
 
