@@ -20,6 +20,8 @@ __all__ = ["Change", "Coverage", "LoRA", "LoRAInfo", "apply_lora", "describe", "
 
 # Width of the published transformers that LoRAs are trained for.
 BASES = {1536: "Wan 2.1 1.3B", 3072: "Wan 2.2 TI2V 5B", 5120: "Wan 2.1 14B or an expert of Wan 2.2 A14B"}
+# An image-to-video transformer's latents: noise, a mask of the frames given and these frames (Wan Team, 2025).
+IMAGE_CHANNELS = 16 + 4 + 16
 
 _SHOWN = 3
 # Which axis of (out, in) is the transformer's width, for the modules where one is.
@@ -61,7 +63,7 @@ class LoRAInfo:
     differences: int  # modules with a full-rank difference or a bias
     width: int | None  # of the transformer; None if no module tells
     base: str | None  # the published transformer of that width
-    image: bool  # has modules that only an image-to-video transformer has; Wan 2.2's A14B has none of its own
+    image: bool  # has modules or input channels that only image-to-video has; a LoRA of Wan 2.2's may touch neither
     second: bool  # has changes for the second expert of Wan 2.2
     foreign: int  # modules that no Wan transformer here has
 
@@ -148,7 +150,7 @@ def describe(lora: LoRA) -> LoRAInfo:
         differences=sum(change.diff is not None or change.bias is not None for change in changes),
         width=width,
         base=BASES.get(width) if width is not None else None,
-        image=not IMAGE_MODULES.isdisjoint(kinds),
+        image=_is_image(everything),
         second=bool(lora.second),
         foreign=len(lora.foreign),
     )
@@ -182,6 +184,8 @@ def _check_shapes(
             if info.width is not None and own is not None and info.width != own:
                 base = f" ({info.base})" if info.base else ""
                 why = f"a LoRA for width {info.width}{base}, this model is {own} wide"
+            elif info.image:
+                why = "it was trained for an image-to-video transformer"
             raise CheckpointError(
                 f"{lora.path}: {change.source}: {what} {shape} does not fit the model's {target}: {why}"
             )
@@ -214,6 +218,16 @@ def _width(changes: list[tuple[str, Change]]) -> int | None:
             if known is not None and known.ndim == 2:
                 return known.shape[1]
     return None
+
+
+def _is_image(changes: list[tuple[str, Change]]) -> bool:
+    for name, change in changes:
+        if split_block(name)[1] in IMAGE_MODULES:
+            return True
+        patch = change.down if change.down is not None else change.diff
+        if name == "patch_embedding" and patch is not None and patch.ndim == 5 and patch.shape[1] == IMAGE_CHANNELS:
+            return True
+    return False
 
 
 def _nothing_matched(lora: LoRA, backbone: nn.Module) -> str:
