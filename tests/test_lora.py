@@ -235,7 +235,9 @@ def test_a_file_whose_name_ends_like_a_scale_is_taken_whole(tmp_path):
     assert parse_lora(f"{tmp_path}/a:1:0.5") == (tmp_path / "a:1", 0.5)
 
 
-@pytest.mark.parametrize("text", ["a.safetensors:", "a.safetensors:strong", "a.safetensors:nan", "a:inf", "", ":1"])
+@pytest.mark.parametrize(
+    "text", ["a.safetensors:", "a.safetensors:strong", "a.safetensors:nan", "a:inf", "a" * 5000 + ":inf", "", ":1"]
+)
 def test_a_bad_scale_is_refused(text):
     with pytest.raises(ConfigError):
         parse_lora(text)

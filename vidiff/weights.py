@@ -150,7 +150,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a safetensors file, of which only the index is read; raises as `read_tensors`."""
+    """Return the shape of each tensor of a safetensors file, reading only its index; raises as `read_tensors`."""
     with _reading(path), safe_open(str(path), framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
 

@@ -4,6 +4,7 @@ Modules go by the names that diffusers gives them, whatever the dialect of the f
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,12 @@ def parse_lora(text: str) -> tuple[Path, float]:
     A colon belongs to the path where a file of the whole name is there, or where what follows is no number.
 
     Raises:
-        ConfigError: if the file is missing, or its scale is no finite number.
+        ConfigError: if no file is named, or its scale is no finite number.
     """
     head, colon, tail = text.rpartition(":")
     if not text.strip() or text.startswith(":"):
         raise ConfigError(f"a LoRA is FILE or FILE:SCALE, such as style.safetensors:0.8, got {text!r}")
-    if not colon or Path(text).exists():
+    if not colon or os.path.exists(text):  # unlike Path.exists, false for a name too long
         return Path(text), 1.0
     try:
         scale = float(tail)

@@ -87,7 +87,7 @@ def parse_key(key: str) -> LoRAKey | None:
 
 def split_block(module: str) -> tuple[str, str]:
     """Split ``blocks.0.attn1.to_q`` into ``blocks.0.`` and ``attn1.to_q``; the first is empty outside blocks."""
-    found = re.fullmatch(r"(blocks\.\d+\.)(.+)", module)
+    found = re.fullmatch(r"(blocks\.[0-9]{1,4}\.)(.+)", module)
     return (found[1], found[2]) if found else ("", module)
 
 
@@ -119,7 +119,7 @@ def _part(found: re.Match[str]) -> Part:
 
 
 def _unflattened(name: str) -> str | None:
-    found = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    found = re.fullmatch(r"blocks_([0-9]{1,4})_(.+)", name)
     if found is None:
         return _FLAT_TOP_OF.get(name)
     known = _FLAT_BLOCK_OF.get(found[2])
