@@ -149,6 +149,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a safetensors file, reading only its index; raises as `read_tensors`."""
+    with _reading(path), safe_open(str(path), framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
 def read_header(path: Path) -> dict[str, str]:
     """Return what `write_tensors` was given as ``header``; raises as `read_tensors`."""
     with _reading(path), safe_open(str(path), framework="pt") as file:

@@ -18,7 +18,7 @@ PREFIX = "model.diffusion_model."
 UNUSED = ".norm_added_q.weight"  # some published files hold it; no implementation reads it
 
 # Module or parameter of ours: the same in diffusers, the same in the original release.
-_NAMES = {
+NAMES = {
     "patch_embedding": ("patch_embedding", "patch_embedding"),
     "time_embedding.linear_1": ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
     "time_embedding.linear_2": ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
@@ -32,7 +32,7 @@ _NAMES = {
     "out_modulation.table": ("scale_shift_table", "head.modulation"),
     "out": ("proj_out", "head.head"),
 }
-_BLOCK_NAMES = {
+BLOCK_NAMES = {
     "modulation.table": ("scale_shift_table", "modulation"),
     # The original numbers its norms in another order than it uses them in.
     "cross_norm": ("norm2", "norm3"),
@@ -44,10 +44,10 @@ _BLOCK_NAMES = {
 }
 for _ours, _diffusers, _native in (("attention", "attn1", "self_attn"), ("cross_attention", "attn2", "cross_attn")):
     for _part, _to, _letter in (("query", "to_q", "q"), ("key", "to_k", "k"), ("value", "to_v", "v")):
-        _BLOCK_NAMES[f"{_ours}.{_part}"] = (f"{_diffusers}.{_to}", f"{_native}.{_letter}")
-    _BLOCK_NAMES[f"{_ours}.out"] = (f"{_diffusers}.to_out.0", f"{_native}.o")
+        BLOCK_NAMES[f"{_ours}.{_part}"] = (f"{_diffusers}.{_to}", f"{_native}.{_letter}")
+    BLOCK_NAMES[f"{_ours}.out"] = (f"{_diffusers}.to_out.0", f"{_native}.o")
     for _part, _norm in (("norm_query", "norm_q"), ("norm_key", "norm_k")):
-        _BLOCK_NAMES[f"{_ours}.{_part}"] = (f"{_diffusers}.{_norm}", f"{_native}.{_norm}")
+        BLOCK_NAMES[f"{_ours}.{_part}"] = (f"{_diffusers}.{_norm}", f"{_native}.{_norm}")
 
 
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,8 +58,8 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     source = {key.removeprefix(PREFIX): value for key, value in state_dict.items() if not key.endswith(UNUSED)}
     dialect = 1 if any(".self_attn." in key for key in source) else 0
-    top = {names[dialect]: ours for ours, names in _NAMES.items()}
-    block = {names[dialect]: ours for ours, names in _BLOCK_NAMES.items()}
+    top = {names[dialect]: ours for ours, names in NAMES.items()}
+    block = {names[dialect]: ours for ours, names in BLOCK_NAMES.items()}
     renamed = _renamed(source, top, block)
     if "patch_embedding.weight" in renamed:
         renamed["patch_embedding.weight"] = renamed["patch_embedding.weight"].flatten(1)
@@ -72,8 +72,8 @@ def to_diffusers(state_dict: Mapping[str, Tensor], patch_size: tuple[int, int, i
     Raises:
         CheckpointError: if a key has no counterpart: the model is not of the published kind.
     """
-    top = {ours: names[0] for ours, names in _NAMES.items()}
-    block = {ours: names[0] for ours, names in _BLOCK_NAMES.items()}
+    top = {ours: names[0] for ours, names in NAMES.items()}
+    block = {ours: names[0] for ours, names in BLOCK_NAMES.items()}
     renamed = _renamed(state_dict, top, block)
     if "patch_embedding.weight" in renamed:
         renamed["patch_embedding.weight"] = renamed["patch_embedding.weight"].unflatten(1, (-1, *patch_size))
