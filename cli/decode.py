@@ -22,13 +22,18 @@ def decode(
       vidiff decode clips/.vidiff/orc-0-1a2b3c4d -o orc.gif
     """
     with terminated_as_interrupt():
+        import torch
+
+        from vidiff.adapting import adapted
         from vidiff.cli.devices import chosen_device
         from vidiff.cli.progress import sampling_progress
-        from vidiff.generation import read_run, redecode
+        from vidiff.generation import job_and_settings, read_run, redecode
         from vidiff.pipeline import find_model, load
 
         recipe, latents = read_run(run)
-        pipeline = load(find_model(model or recipe["model"]), chosen_device(device))
+        _, settings = job_and_settings(recipe, Path(recipe["output"]), run)
+        pipeline = load(find_model(model or settings.model), chosen_device(device), getattr(torch, settings.dtype))
+        pipeline = adapted(pipeline, settings.loras, note)
         made = redecode(
             pipeline,
             recipe,

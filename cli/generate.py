@@ -11,6 +11,7 @@ from vidiff.cli.output import console, note, result, terminated_as_interrupt, wa
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from vidiff.adapting import LoRAFile
     from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
     from vidiff.model_folder import SamplingConfig
@@ -82,6 +83,9 @@ def generate(
         str | None, typer.Option(help="float32, bfloat16 or float16; default what the model was published in.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Picture that the clip starts from.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", help="FILE[:scale] of a LoRA to add to the model; repeatable.")
+    ] = None,
     noise_from: Annotated[
         str, typer.Option(help="vidiff, or reference: draw a seed's noise as diffusers does.")
     ] = "vidiff",
@@ -120,7 +124,7 @@ def generate(
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        pipeline = _load(model, device, dtype, download)
+        pipeline, loras = _load(model, device, dtype, download, lora or [])
         sampling = _sampling(
             pipeline,
             _own_sampling(pipeline, planned[0]),
@@ -132,7 +136,7 @@ def generate(
             set or [],
         )
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
-        shared = replace(shared, keep_stages=keep_stages, noise_from=_noise_from(noise_from))
+        shared = replace(shared, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras)
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
         waiting = _unfinished(pipeline, planned, shared) if from_file else planned
@@ -167,16 +171,22 @@ def _noise_from(name: str) -> "NoiseFrom":
     return "vidiff"
 
 
-def _load(model: str, device: str | None, dtype: str | None, download: bool) -> "Pipeline":
+def _load(
+    model: str, device: str | None, dtype: str | None, download: bool, loras: list[str]
+) -> "tuple[Pipeline, tuple[LoRAFile, ...]]":
+    """Return the model with ``loras`` in its weights."""
     import torch
 
+    from vidiff.adapting import adapted, lora_file
     from vidiff.cli.devices import checked_dtype, chosen_device
     from vidiff.pipeline import find_model, load
 
+    found = tuple(lora_file(text) for text in loras)
     folder = find_model(model, download)
     chosen = chosen_device(device)
     with console.status(f"loading {model}"):
-        return load(folder, chosen, None if dtype is None else getattr(torch, checked_dtype(dtype)))
+        pipeline = load(folder, chosen, None if dtype is None else getattr(torch, checked_dtype(dtype)))
+        return adapted(pipeline, found, note), found
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,21 @@ def list_models() -> None:
 def show(
     model: Annotated[str, typer.Argument(help="Bundled model, model folder, or hub id.")] = "sprites",
     sampling: Annotated[bool, typer.Option("--sampling", help="Only how it samples.")] = False,
+    lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA file to describe instead.")] = None,
 ) -> None:
-    """Print a model's config: size, frame range, sampler, guidance, text encoder.
+    """Print a model's config: size, frame range, sampler, guidance, text encoder. Or tell what a LoRA file is.
 
     Examples:
 
       vidiff models show sprites
 
       vidiff models show Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+
+      vidiff models show --lora style.safetensors
     """
+    if lora is not None:
+        print(_described(lora), end="")
+        return
     from vidiff import config, yaml12
     from vidiff.diffusers_folder import is_diffusers_folder, open_diffusers_folder
     from vidiff.hub import pinned
@@ -118,6 +124,29 @@ def _read(folder: Path) -> "ModelConfig":
 
     found: ModelConfig = read_config(ModelConfig, folder)
     return found
+
+
+def _described(path: Path) -> str:
+    """Return what a LoRA file is, a line each."""
+    from vidiff.interop.lora import describe, read_lora
+
+    lora = read_lora(path)
+    info = describe(lora)
+    alphas = ", ".join(f"{alpha:g}" for alpha in info.alphas)
+    known = len(lora.changes) + len(lora.second)
+    lines = {
+        "format": info.dialect,
+        "rank": ", ".join(map(str, info.ranks)) or "none: full differences",
+        "alpha": alphas or "none: the scale is 1",
+        "base": info.base or ("unknown" if info.width is None else f"unknown, of width {info.width}"),
+        "kind": "image-to-video" if info.image else "text-to-video",
+        "blocks": str(info.num_blocks),
+        "modules": ", ".join(info.modules),
+        "coverage": f"{known} of {known + info.foreign} modules are a Wan transformer's",
+        "experts": "the second one has changes of its own" if info.second else "",
+        "differences": f"{info.differences} modules" if info.differences else "",
+    }
+    return "".join(f"{name}: {value}\n" for name, value in lines.items() if value)
 
 
 def _defaults(one: "Published") -> str:

@@ -24,6 +24,9 @@ def reproduce(
       vidiff reproduce orc.mp4
     """
     with terminated_as_interrupt():
+        import torch
+
+        from vidiff.adapting import adapted
         from vidiff.cli.progress import sampling_progress
         from vidiff.data.metadata import read_metadata
         from vidiff.generation import generate, job_and_settings
@@ -39,7 +42,8 @@ def reproduce(
         if job.noise is not None:
             job = replace(job, noise=replace(job.noise, path=noise or job.noise.path))
             job.noise.read()
-        pipeline = load(find_model(model or settings.model), settings.device)
+        pipeline = load(find_model(model or settings.model), settings.device, getattr(torch, settings.dtype))
+        pipeline = adapted(pipeline, settings.loras, note)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")
         (made,) = generate(

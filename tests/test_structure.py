@@ -26,7 +26,7 @@ LAYERS = [
     {"converting"},
     {"refining"},
     {"pipeline"},
-    {"inverting", "sizes"},
+    {"inverting", "sizes", "adapting"},
     {"generation"},
     {"upscaling", "evaluation"},
     {"cli", "__main__"},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import vidiff
 from vidiff import checkpoint, config, files
+from vidiff.adapting import LoRAFile
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import decode
@@ -79,6 +80,7 @@ class Settings:
     device: str = "cpu"
     stages: int = 0  # how many super-resolution stages follow the base
     noise_from: NoiseFrom = "vidiff"  # whose way of drawing the seed's noise
+    loras: tuple[LoRAFile, ...] = ()  # that the model has been adapted with
     keep_stages: bool = False  # write the clip of each stage that others follow
 
 
@@ -195,6 +197,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "picture": None if job.picture is None else {"path": str(job.picture.path), "sha256": job.picture.sha256},
         "model": settings.model,
         "model_hash": pipeline.hash,
+        "loras": [asdict(one) | {"path": str(one.path)} for one in settings.loras],
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
         "times": pipeline.times(settings.size, settings.sampling).tolist(),
         "size": asdict(settings.size),
@@ -314,6 +317,9 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             dtype=str(recipe["dtype"]),
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
+            loras=tuple(
+                LoRAFile(Path(one["path"]), float(one["scale"]), str(one["sha256"])) for one in recipe["loras"]
+            ),
             noise_from="reference" if recipe["noise_from"] == "reference" else "vidiff",
         )
     except (KeyError, TypeError, ValueError) as error:
