@@ -1,8 +1,8 @@
 """The video autoencoder: causal 3D convolutions between pixels and latents.
 
 Causal in time: a latent frame depends on its own and earlier frames only, so that an image is a clip of one frame
-and a long clip streams through chunk by chunk. One setting is the published Wan 2.1 VAE (Wan Team, 2025), tensor for
-tensor; `vidiff.interop.wan_autoencoder` holds the key map.
+and a long clip streams through chunk by chunk. Two settings are the published Wan 2.1 and 2.2 VAEs (Wan Team, 2025),
+tensor for tensor; `vidiff.interop.wan_autoencoder` holds the key maps.
 
 Axes: B batch, C channels, F frames, H W pixels; f h w the same axes of latents.
 """
@@ -39,6 +39,7 @@ class VideoVAEConfig:
     kind: Literal["vae"] = "vae"
     latent_channels: int = 16
     dim: int = 96  # channels at the finest level
+    decoder_dim: int | None = None  # the same of the decoder, where it is wider; None: dim
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level, as multiples of dim; space halves between levels
     num_res_blocks: int = 2  # a level of the encoder; the decoder has one more
     temporal_downsample: tuple[bool, ...] = (False, True, True)  # whether time halves, between levels
@@ -51,6 +52,8 @@ class VideoVAEConfig:
     shortcuts: bool = False  # weightless shortcuts around each level, as in the Wan 2.2 VAE; learns much faster
 
     def __post_init__(self) -> None:
+        if self.decoder_dim is not None and self.decoder_dim < 1:
+            raise ConfigError(f"decoder_dim must be at least 1, or null for the width of dim, got {self.decoder_dim}")
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ConfigError(
                 f"temporal_downsample needs one entry between each two levels of dim_mult: "
@@ -134,7 +137,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
-        dims = [config.dim * m for m in (config.dim_mult[-1], *config.dim_mult[::-1])]
+        dims = [(config.decoder_dim or config.dim) * m for m in (config.dim_mult[-1], *config.dim_mult[::-1])]
         steps = config.steps[::-1]
         self.conv_in = CausalConv3d(config.latent_channels, dims[0], 3)
         self.middle = Middle(dims[0], config.middle_attention)
