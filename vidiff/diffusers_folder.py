@@ -33,6 +33,7 @@ from vidiff.types import Size
 
 INDEX = "model_index.json"
 _PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+_TEXT_TOKENS = 512  # of every prompt, zeros behind the real ones
 _PARTS = {
     "transformer": ("WanTransformer3DModel",),
     "transformer_2": ("WanTransformer3DModel",),
@@ -122,8 +123,11 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
     config = ModelConfig(
         name=folder.resolve().name if known_as is None else known_as.name,
         backbone=dit if boundary is None else ExpertsConfig(expert=dit, boundaries=(float(boundary),)),
-        text=T5Config(source=str(folder), subfolder="text_encoder", tokenizer="../tokenizer", pad="max"),
+        text=T5Config(
+            source=str(folder), subfolder="text_encoder", tokenizer="../tokenizer", max_tokens=_TEXT_TOKENS, pad="max"
+        ),
         text_dim=text_dim,
+        null_tokens=_TEXT_TOKENS,
         schedule=FlowSchedule(),
         predicts="flow",
         sampling=_scheduled(folder) if known_as is None else _as_published(known_as),
@@ -149,13 +153,14 @@ def _check_architecture(folder: Path, index: dict[str, Any]) -> None:
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise CheckpointError(f"{folder}: is a {kind}, which cannot be read; those that can: {', '.join(_PIPELINES)}")
+    for name, found in index.items():
+        if isinstance(found, list) and found and found[0] not in (None, "diffusers", "transformers"):
+            raise CheckpointError(f"{folder}: its {name} needs code of its own ({found[0]}), which is never run")
     for name, kinds in _PARTS.items():
         found = index.get(name)
         cls = found[1] if isinstance(found, list) and len(found) == 2 else None
         if cls is not None and cls not in kinds:
             raise CheckpointError(f"{folder}: its {name} is a {cls}, which cannot be read; {' or '.join(kinds)} can")
-        if isinstance(found, list) and found[0] not in (None, "diffusers", "transformers"):
-            raise CheckpointError(f"{folder}: its {name} needs code of its own ({found[0]}), which is never run")
 
 
 def _has(index: dict[str, Any], name: str) -> bool:

@@ -93,6 +93,7 @@ class ModelConfig:
     text_dim: int = 384
     schedule: Schedule = field(default_factory=CosineSchedule)
     predicts: Prediction = "v"
+    null_tokens: int = 1  # how many stand for no text
     sigma_data: float = 1.0  # deviation of what is denoised, which predicts: edm scales by
     learned_variance: bool = False  # the network says its variance, too
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -129,6 +130,7 @@ class ModelConfig:
             self.schedule,
             self.predicts,
             self.text_dim,
+            self.null_tokens,
             sigma_data=self.sigma_data,
             learned_variance=self.learned_variance,
         )
