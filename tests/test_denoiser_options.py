@@ -15,6 +15,7 @@ from vidiff.diffusion.weighting import EDMWeighting
 from vidiff.errors import ConfigError
 from vidiff.model_folder import SamplingConfig
 from vidiff.models.dit import DiTConfig
+from vidiff.models.experts import ExpertsConfig
 from vidiff.models.pixels import PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.pipeline import load
@@ -95,6 +96,16 @@ def test_other_losses_and_times_learn_something_else(clips, tmp_path):
         for name, stage in (("plain", STAGE), ("huber", replace(STAGE, huber=0.1)))
     ]
     assert ends[0] != ends[1]
+
+
+def test_experts_train_and_generate(clips, tmp_path):
+    experts = ExpertsConfig(expert=STAGE.backbone, boundaries=(0.5,))
+    folder = trained(clips, tmp_path / "trained", replace(STAGE, backbone=experts))
+    again = trained(clips, tmp_path / "again", replace(STAGE, backbone=experts))
+    weights, same = (load(one).denoiser.backbone.state_dict() for one in (folder, again))
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+    assert {name.split(".")[1] for name in weights} == {"0", "1"}
+    assert torch.isfinite(generated(folder, SamplingConfig(num_steps=4, guidance=Guidance(scale=2.0)))).all()
 
 
 def test_impossible_options_are_refused():
