@@ -28,6 +28,7 @@ from vidiff.models.causal import (
     ResBlock,
     RMSNorm,
     Upsample,
+    channels_last,
 )
 from vidiff.types import LatentSpec
 
@@ -305,7 +306,7 @@ class VideoVAE(nn.Module):
         self.quant_conv.bias[self.config.latent_channels :] = -6.0
 
     def _encode_moments(self, video: Tensor, past: Past | None = None, first: bool = True) -> Tensor:
-        folded = _channels_last(self._folded(video, first))
+        folded = channels_last(self._folded(video, first))
         moments = self.quant_conv(self.encoder(folded, past)).float()
         if not self.config.linear:
             return moments
@@ -313,7 +314,7 @@ class VideoVAE(nn.Module):
         return torch.cat([mean + self.linear_in(folded).float(), log_var], dim=1)
 
     def _decoded(self, z: Tensor, past: Past | None, first: bool = True) -> Tensor:
-        z = _channels_last(z)
+        z = channels_last(z)
         folded = self.decoder(self.post_quant_conv(z), past)
         if self.config.linear:
             folded = folded.float() + self.linear_out(z).float()
@@ -368,8 +369,3 @@ class VideoVAE(nn.Module):
 
 def _channelwise(values: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1, 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    # Convolutions in this layout run 1.7 times faster on a CPU, 3 times together with bf16.
-    return x.contiguous(memory_format=torch.channels_last_3d)
