@@ -116,6 +116,7 @@ def fill(
                 if not bool(torch.isfinite(tensor).all()):
                     raise CheckpointError(f"{path}: {name} is not finite; the file is damaged")
                 _put(module, target, tensor.reshape(ours[target].shape))
+                del tensor  # which may be a view of the shard's pages
 
 
 # Statistics lie in the published configs, and previews are ours.
