@@ -17,9 +17,9 @@ SOURCES = sorted([*(ROOT / "vidiff").rglob("*.py"), *(ROOT / "cli").rglob("*.py"
 LAYERS = [
     {"errors", "tensors", "resources", "processes"},
     {"files", "yaml12", "overrides", "types"},
-    {"config", "weights", "optimizer_state", "refinement"},
+    {"config", "weights", "optimizer_state", "motion", "refinement"},
     {"checkpoint"},
-    {"diffusion", "models", "text", "data", "motion"},
+    {"diffusion", "models", "text", "data"},
     {"interop", "sampling"},
     {"model_folder"},
     {"decoding", "train", "metrics", "diffusers_folder", "starting", "hub"},

@@ -1,4 +1,5 @@
 import warnings
+import weakref
 from importlib import metadata
 from pathlib import Path
 
@@ -257,3 +258,26 @@ def test_the_fingerprint_follows_weights_and_settings(tmp_path):
 
 def test_prompts_are_cleaned_as_published():
     assert cleaned("  a &amp;amp; b\n\tc &lt;d&gt; ") == "a & b c <d>"
+
+
+def test_a_passing_encoder_gives_the_same_states_and_is_gone_afterwards(tmp_path):
+    from vidiff.text.passing import PassingTextEncoder
+
+    _, config = tiny("umt5", tmp_path)
+    ours, built = build_text_encoder(config), []
+
+    def build():
+        encoder = build_text_encoder(config)
+        built.append(weakref.ref(encoder.model))
+        return encoder
+
+    passing = PassingTextEncoder(build, ours.dim)
+    prompts = ["a red ball", "a", "a red ball"]
+    expected, found = ours.encode(prompts), passing.encode(prompts)
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
+    assert len(built) == 1 and built[0]() is None
+    passing.encode(["a"])
+    assert len(built) == 1  # a prompt is encoded once
+    passing.encode(["ball"])
+    assert len(built) == 2

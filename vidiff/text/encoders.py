@@ -151,12 +151,12 @@ def build_text_encoder(
             root = sources.resolved(config.source, config.revision, config.allow_download, parts)
             folder = root / config.subfolder
             tokenizer = folder / config.tokenizer
-    model = _load(config, folder)
+    model = _load(config, folder, dtype)
     dim = model.config.d_model if isinstance(config, T5Config) else model.config.hidden_size
     return PretrainedTextEncoder(config, folder, tokenizer / "tokenizer.json", model.to(device, dtype), dim)
 
 
-def _load(config: TextEncoderConfig, folder: Path) -> Any:
+def _load(config: TextEncoderConfig, folder: Path, dtype: torch.dtype) -> Any:
     """Read the weights; the classes are imported here because importing them takes seconds."""
     from safetensors import SafetensorError
 
@@ -165,12 +165,13 @@ def _load(config: TextEncoderConfig, folder: Path) -> Any:
     if found not in _MODEL_TYPES[config.kind]:
         known = ", ".join(_MODEL_TYPES[config.kind])
         raise CheckpointError(f"{folder}: model_type {found} does not fit text kind {config.kind} ({known})")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"dtype": dtype}  # or large weights would be in memory twice on their way to it
     match config:
         case MiniLMConfig():
             from transformers.models.bert.modeling_bert import BertModel
 
-            cls, arguments = BertModel, {"add_pooling_layer": False}
+            cls = BertModel
+            arguments["add_pooling_layer"] = False
         case CLIPTextConfig():
             from transformers.models.clip.modeling_clip import CLIPTextModel
 
