@@ -304,6 +304,10 @@ class VideoVAE(nn.Module):
         self.quant_conv.weight[self.config.latent_channels :] *= 0.1
         assert self.quant_conv.bias is not None
         self.quant_conv.bias[self.config.latent_channels :] = -6.0
+        for module in self.modules():  # weights in the layout of what they meet: else each call would copy them
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                layout = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
     def _encode_moments(self, video: Tensor, past: Past | None = None, first: bool = True) -> Tensor:
         folded = channels_last(self._folded(video, first))
