@@ -5,6 +5,7 @@ import torch
 
 from vidiff.errors import ConfigError
 from vidiff.models.autoencoder import Posterior, VideoVAE, VideoVAEConfig
+from vidiff.models.causal import CausalConv3d, Upsample
 
 TINY = VideoVAEConfig(latent_channels=3, dim=4, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True))
 CONFIGS = {
@@ -13,6 +14,7 @@ CONFIGS = {
     "space-only": replace(TINY, temporal_downsample=(False, False)),
     "two-levels": replace(TINY, dim_mult=(1, 2), temporal_downsample=(True,), num_res_blocks=2, middle_attention=False),
     "shortcuts": replace(TINY, shortcuts=True, patch_size=2),
+    "wide-decoder": replace(TINY, shortcuts=True, decoder_dim=6),
     "time-only-step": replace(TINY, spatial_downsample=(True, False)),
     "heavy-patches": replace(
         TINY, dim_mult=(1,), temporal_downsample=(), num_res_blocks=0, patch_size=4, patch_frames=4, patch_kernel=1
@@ -174,6 +176,7 @@ def test_strides_follow_from_the_config():
         ({"temporal_downsample": (True,)}, "one entry between each two levels of dim_mult: 2, got 1"),
         ({"dim_mult": (1, 4, 4)}, "stay or double"),
         ({"dim_mult": (2, 1, 1)}, "stay or double"),
+        ({"decoder_dim": 0}, "decoder_dim must be at least 1"),
     ],
 )
 def test_impossible_configs_are_refused(wrong: dict, message: str):
@@ -201,3 +204,30 @@ def test_the_pca_start_reconstructs_as_principal_components_do():
         assert (found[:, 1:] - rest).square().mean() < 0.2 * total
     with pytest.raises(ConfigError, match="linear: true"):
         VideoVAE(TINY).start_as_pca(clips)
+
+
+def test_upsampling_in_space_is_a_convolution_of_repeated_pixels():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer, x = Upsample(4, 3, spatial=True, temporal=False), torch.randn(2, 4, 3, 5, 6)
+        assert layer.space is not None
+    frames = x.transpose(1, 2).flatten(0, 1).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = layer.space(frames).unflatten(0, (2, 3)).transpose(1, 2)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    for loss in (found.square().sum(), expected.square().sum()):
+        loss.backward()
+    doubled = layer.space.weight.grad
+    assert doubled is not None
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(2 * layer.space.weight.grad, doubled, rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_stream_keeps_no_more_frames_than_it_needs():
+    conv, past = CausalConv3d(2, 2, 3), {}
+    for frames in (1, 8):
+        conv(torch.zeros(1, 2, frames, 4, 4), past)
+        assert past[conv].shape[2] == 2
+        assert past[conv].untyped_storage().nbytes() == past[conv].numel() * past[conv].element_size()

@@ -28,6 +28,7 @@ from vidiff.models.causal import (
     ResBlock,
     RMSNorm,
     Upsample,
+    channels_last,
 )
 from vidiff.types import LatentSpec
 
@@ -303,9 +304,13 @@ class VideoVAE(nn.Module):
         self.quant_conv.weight[self.config.latent_channels :] *= 0.1
         assert self.quant_conv.bias is not None
         self.quant_conv.bias[self.config.latent_channels :] = -6.0
+        for module in self.modules():  # weights in the layout of what they meet: else each call would copy them
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                layout = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
     def _encode_moments(self, video: Tensor, past: Past | None = None, first: bool = True) -> Tensor:
-        folded = _channels_last(self._folded(video, first))
+        folded = channels_last(self._folded(video, first))
         moments = self.quant_conv(self.encoder(folded, past)).float()
         if not self.config.linear:
             return moments
@@ -313,7 +318,7 @@ class VideoVAE(nn.Module):
         return torch.cat([mean + self.linear_in(folded).float(), log_var], dim=1)
 
     def _decoded(self, z: Tensor, past: Past | None, first: bool = True) -> Tensor:
-        z = _channels_last(z)
+        z = channels_last(z)
         folded = self.decoder(self.post_quant_conv(z), past)
         if self.config.linear:
             folded = folded.float() + self.linear_out(z).float()
@@ -368,8 +373,3 @@ class VideoVAE(nn.Module):
 
 def _channelwise(values: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1, 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    # Convolutions in this layout run 1.7 times faster on a CPU, 3 times together with bf16.
-    return x.contiguous(memory_format=torch.channels_last_3d)

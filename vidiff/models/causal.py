@@ -2,10 +2,16 @@
 
 Each block maps (B, C, F, H, W) to the same axes and takes ``past``, the frames that earlier chunks of a streamed
 clip left behind. Without it the tensor is a whole clip. Both ways give the same result, whatever the chunks.
+
+In memory channels are last all the way (``channels_last_3d``): convolutions are fastest on it, and norms and shortcuts
+that work along channels move nothing. Blocks rearrange the axes B F H W C, of which the result is a view.
 """
 
+import itertools
+from collections.abc import Callable
+
 import torch
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,19 +39,23 @@ class CausalConv3d(nn.Conv3d):
 
     def __init__(self, dim_in: int, dim_out: int, kernel: int | tuple[int, int, int]):
         kernel = (kernel,) * 3 if isinstance(kernel, int) else kernel
-        super().__init__(dim_in, dim_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+        around = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(dim_in, dim_out, kernel, padding=around)
+        self.around = around  # zeros on each side of a frame
         self.reach = kernel[0] - 1  # frames of the past that one output frame sees
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         if self.reach == 0:
-            return super().forward(x)
+            return _convolved(x, self.weight, self.bias, self.around)
         before = None if past is None else past.get(self)
-        if before is None:
-            before = x.new_zeros(x.shape[0], x.shape[1], self.reach, *x.shape[3:])
-        x = torch.cat([before, x], dim=2)
+        zeros = x.new_zeros(()).expand(x.shape[0], x.shape[1], self.reach, *x.shape[3:])
+        joined = _joined(zeros if before is None else before, x)
         if past is not None:
-            past[self] = x[:, :, -self.reach :]
-        return super().forward(x)
+            # A copy, for a view would keep the whole chunk in memory until the next one.
+            past[self] = joined[:, :, -self.reach :].clone()
+        if before is None and x.shape[2] == 1:  # all weights but those of the last frame would meet zeros
+            return _convolved(x, self.weight[:, :, -1:], self.bias, self.around)
+        return _convolved(joined, self.weight, self.bias, self.around)
 
 
 class ResBlock(nn.Module):
@@ -99,10 +109,14 @@ class Downsample(nn.Module):
         # The first frame of a clip stands alone; each later output sees a pair of frames and the one before it.
         before = None if past is None else past.get(self)
         if past is not None:
-            past[self] = x[:, :, -1:]
+            past[self] = x[:, :, -1:].clone()
         if before is not None:
-            return self.time(torch.cat([before, x], dim=2))
-        return torch.cat([x[:, :, :1], self.time(x)], dim=2) if x.shape[2] > 1 else x
+            return self._halved(_joined(before, x))
+        return _joined(x[:, :, :1], self._halved(x)) if x.shape[2] > 1 else x
+
+    def _halved(self, x: Tensor) -> Tensor:
+        assert self.time is not None
+        return _convolved(x, self.time.weight, self.time.bias, (0, 0, 0), (2, 1, 1))
 
 
 class Upsample(nn.Module):
@@ -116,24 +130,39 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         if self.time is not None:
             x = self._double_frames(x, past)
-        if self.space is None:
-            return x
-        b = x.shape[0]
-        y = F.interpolate(rearrange(x, "b c f h w -> (b f) c h w"), scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.space(y), "(b f) c h w -> b c f h w", b=b)
+        return x if self.space is None else _per_frame(self._double_space, x)
+
+    def _double_space(self, x: Tensor) -> Tensor:
+        """Repeat each pixel of (N, C, H, W) twice in both directions and convolve, in fewer than half the operations.
+
+        Under a 3 x 3 kernel repeated pixels are 2 x 2 different ones, other ones for each of the four places that
+        come from one pixel. Weights that meet the same pixel are added up beforehand.
+        """
+        assert self.space is not None
+        n, _, h, w = x.shape
+        taps = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # place, pixel, tap of the kernel
+        weight = torch.einsum("pak,qbl,ockl->pqocab", taps, taps, self.space.weight.to(x.dtype))
+        bias = None if self.space.bias is None else self.space.bias.repeat(4)
+        y = F.conv2d(x, weight.flatten(0, 2), bias, padding=1)  # one row and one column more than pixels
+        y = rearrange(y, "n (p q o) h w -> p q n h w o", p=2, q=2)
+        places = y.new_empty(n, h, 2, w, 2, y.shape[-1])
+        for p, q in itertools.product((0, 1), (0, 1)):
+            places[:, :, p, :, q] = y[p, q, :, p : p + h, q : q + w]
+        return rearrange(places, "n h p w q o -> n o (h p) (w q)")
 
     def _double_frames(self, x: Tensor, past: Past | None) -> Tensor:
         assert self.time is not None
-        first = x[:, :, :0]
+        first = None
         if past is None or self not in past:
             # The first frame of a clip stays single, and the second sees zeros, not the first, as its past.
             first, x = x[:, :, :1], x[:, :, 1:]
             if past is not None:
-                past[self] = first
-        if x.shape[2] == 0:
-            return first
-        doubled = rearrange(self.time(x, past), "b (two c) f h w -> b c (f two) h w", two=2)
-        return torch.cat([first, doubled], dim=2)
+                past[self] = x.new_empty(0)  # only a mark
+            if x.shape[2] == 0:
+                return first
+        doubled = rearrange(self.time(x, past).movedim(1, -1), "b f h w (two c) -> b (f two) h w c", two=2)
+        doubled = doubled.movedim(-1, 1)
+        return doubled if first is None else _joined(first, doubled)
 
 
 class AverageDown(nn.Module):
@@ -152,8 +181,8 @@ class AverageDown(nn.Module):
         # The first frame stands alone: zeros complete its group. Later chunks of a stream hold whole groups.
         x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.factor_t, 0))
         t, s = self.factor_t, self.factor_s
-        x = rearrange(x, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=t, p=s, q=s)
-        return reduce(x, "b (c g) f h w -> b c f h w", "mean", c=self.dim_out)
+        x = rearrange(x.movedim(1, -1), "b (f t) (h p) (w q) c -> b f h w (c t p q)", t=t, p=s, q=s)
+        return reduce(x, "b f h w (c g) -> b f h w c", "mean", c=self.dim_out).movedim(-1, 1)
 
 
 class DuplicateUp(nn.Module):
@@ -169,11 +198,47 @@ class DuplicateUp(nn.Module):
     def forward(self, x: Tensor, first: bool) -> Tensor:
         """Unfold ``x``; with ``first`` it starts a clip, whose first frame stays single."""
         t, s = self.factor_t, self.factor_s
-        x = x.repeat_interleave(self.repeats, dim=1)
-        x = rearrange(x, "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=t, p=s, q=s)
+        x = x.movedim(1, -1)
+        if self.repeats == t * s**2:  # as many channels as before: all neighbors are the same
+            x = repeat(x, "b f h w c -> b (f t) (h p) (w q) c", t=t, p=s, q=s)
+        else:
+            x = x.repeat_interleave(self.repeats, dim=-1)
+            x = rearrange(x, "b f h w (c t p q) -> b (f t) (h p) (w q) c", t=t, p=s, q=s)
+        x = x.movedim(-1, 1)
         return x[:, :, t - 1 :] if first else x
 
 
-def _per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` with the channels of (B, C, F, H, W) last in memory."""
+    # Convolutions in this layout run 1.7 times faster on a CPU, 3 times together with bf16.
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _joined(before: Tensor, after: Tensor) -> Tensor:
+    """Concatenate frames. Left to guess, torch would give up channels last where a chunk is a single frame."""
+    return torch.cat([before.movedim(1, -1), after.movedim(1, -1)], dim=1).movedim(-1, 1)
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, int, int],
+    stride: tuple[int, int, int] = (1, 1, 1),
+) -> Tensor:
+    """Convolve (B, C, F, H, W) in 3D."""
+    x = channels_last(x)
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    if plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and _has_onednn():
+        # torch sends few rows of few channels to a kernel of its own, which is 2 to 8 times slower than oneDNN's.
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride, padding)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+
+
+def _per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = layer(rearrange(x, "b c f h w -> (b f) c h w"))
     return rearrange(y, "(b f) c h w -> b c f h w", b=x.shape[0])
