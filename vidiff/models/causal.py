@@ -25,7 +25,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (B, C, ...) over C."""
         # With channels last in memory this moves no data; the tiny eps only keeps exact zeros from giving NaN.
-        return F.rms_norm(x.movedim(1, -1), self.weight.shape, self.weight.to(x.dtype), eps=1e-24).movedim(-1, 1)
+        with torch.autocast(x.device.type, enabled=False):  # which makes float32 of it, and of what streaming keeps
+            return F.rms_norm(x.movedim(1, -1), self.weight.shape, self.weight.to(x.dtype), eps=1e-24).movedim(-1, 1)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -44,7 +45,7 @@ class CausalConv3d(nn.Conv3d):
             before = x.new_zeros(x.shape[0], x.shape[1], self.reach, *x.shape[3:])
         x = torch.cat([before, x], dim=2)
         if past is not None:
-            past[self] = x[:, :, -self.reach :]
+            past[self] = x[:, :, -self.reach :].clone()  # a view would keep the whole chunk
         return super().forward(x)
 
 
@@ -99,7 +100,7 @@ class Downsample(nn.Module):
         # The first frame of a clip stands alone; each later output sees a pair of frames and the one before it.
         before = None if past is None else past.get(self)
         if past is not None:
-            past[self] = x[:, :, -1:]
+            past[self] = x[:, :, -1:].clone()
         if before is not None:
             return self.time(torch.cat([before, x], dim=2))
         return torch.cat([x[:, :, :1], self.time(x)], dim=2) if x.shape[2] > 1 else x
@@ -119,7 +120,9 @@ class Upsample(nn.Module):
         if self.space is None:
             return x
         b = x.shape[0]
-        y = F.interpolate(rearrange(x, "b c f h w -> (b f) c h w"), scale_factor=2.0, mode="nearest-exact")
+        x = rearrange(x, "b c f h w -> (b f) c h w")
+        with torch.autocast(x.device.type, enabled=False):  # which would copy the same numbers in float32
+            y = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
         return rearrange(self.space(y), "(b f) c h w -> b c f h w", b=b)
 
     def _double_frames(self, x: Tensor, past: Past | None) -> Tensor:
