@@ -23,7 +23,7 @@ LAYERS = [
     {"interop", "sampling"},
     {"model_folder"},
     {"decoding", "train", "metrics"},
-    {"refining"},
+    {"refining", "memory"},
     {"pipeline"},
     {"inverting", "sizes"},
     {"generation"},
