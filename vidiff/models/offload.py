@@ -6,6 +6,7 @@ another block's memory long before the GPU is done with the first.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vidiff.errors import ConfigError
+
+_SMALL = 1 << 20  # bytes of a tensor that may share a page of memory with others
 
 Copy = Callable[[Tensor, Tensor], Any]
 """Copies numbers (first the target, then the source) on the current stream, without waiting for it."""
@@ -36,7 +39,7 @@ def offloaded(
         copy: replaces the copying.
 
     Returns:
-        A handle; its `close` ends it.
+        A handle; its `close` ends it, and must be called before the weights are dropped.
 
     Raises:
         ConfigError: if the blocks differ in shape, lie elsewhere than on the host, or ``prefetch`` is negative.
@@ -80,10 +83,14 @@ class Offload:
         self.parts = [[part for value in values for part in _plain(value)] for values in self.host]
         self._check()
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.pinned = [part for parts in self.parts for part in parts if self.stream and _pin(part)]
+        self.registered: list[Tensor] = []
+        if self.stream is not None:
+            self.parts = [[self._pinned(part) for part in parts] for parts in self.parts]
         count = min(1 + prefetch, len(blocks))
         self.places = [_room(self.host[0], device) for _ in range(count)]
         self.handles = []
+        if self.stream is not None:  # memory of the places may have been another tensor's until now
+            self.stream.wait_stream(torch.cuda.current_stream(device))
         for number, block in enumerate(blocks):
             self.handles.append(block.register_forward_pre_hook(partial(self._enter, number)))
             # Also after an error, so that a caught one leaves a whole network behind.
@@ -95,9 +102,15 @@ class Offload:
             handle.remove()
         if self.stream is not None:
             torch.cuda.synchronize(self.device)
-        for part in self.pinned:
+        for part in self.registered:
             torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
-        self.handles, self.places, self.pinned = [], [], []
+        self.handles, self.places, self.registered = [], [], []
+
+    def _pinned(self, part: Tensor) -> Tensor:
+        pinned, registered = _pinned(part, self.device)
+        if registered:
+            self.registered.append(pinned)
+        return pinned
 
     def _check(self) -> None:
         shapes = [[(part.shape, part.dtype) for part in parts] for parts in self.parts]
@@ -177,10 +190,16 @@ def _like(value: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(made, requires_grad=False) if isinstance(value, nn.Parameter) else made
 
 
-def _pin(part: Tensor) -> bool:
-    """Pin memory where it lies, for copies beside the computation; return whether that worked.
+def _pinned(part: Tensor, device: torch.device) -> tuple[Tensor, bool]:
+    """Return a tensor in pinned memory, from where copies run beside the computation, and whether it lies where it was.
 
-    A pinned copy from torch would take up to twice the memory: its allocator rounds up to powers of two. Memory that
-    cannot be pinned, such as a file's, is still copied, only not meanwhile.
+    A large one is pinned in its place: torch's allocator rounds up to powers of two, and would take half as much memory
+    again for the weights of a 14B model.
     """
-    return int(torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.nbytes, 0)) == 0
+    if part.is_pinned() or part.nbytes < _SMALL:
+        return part.pin_memory(), False
+    if int(torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.nbytes, 0)) == 0:
+        return part, True
+    with suppress(RuntimeError):  # CUDA tells of the failure once more at the next kernel
+        torch.zeros(1, device=device)
+    return part.pin_memory(), False
