@@ -23,7 +23,7 @@ LAYERS = [
     {"interop", "sampling"},
     {"model_folder"},
     {"decoding", "train", "metrics"},
-    {"refining", "memory"},
+    {"refining", "memory", "memory_table"},
     {"pipeline"},
     {"inverting", "sizes"},
     {"generation"},
