@@ -37,7 +37,7 @@ Noise = Annotated[
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
-    model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id; see `vidiff models list`.")] = "sprites",
+    model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id of `vidiff models`.")] = "sprites",
     fast: Annotated[bool, typer.Option("--fast", help="The model's version of few steps.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,

@@ -9,9 +9,9 @@ from vidiff.errors import NumericalError, ResourceError
 from vidiff.models.build import Autoencoder
 from vidiff.sampling.windows import ramp, starts
 
-_TILE = 32  # latents a side
-_OVERLAP = 8  # latents that neighboring tiles share
-_WHOLE = 1 << 23  # pixels that may be decoded at once
+TILE = 32  # latents a side
+OVERLAP = 8  # latents that neighboring tiles share
+WHOLE = 1 << 23  # pixels that may be decoded at once
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def decode(
     ]
     b, _, f, h, w = latents.shape
     stride, frame_stride = autoencoder.latents.stride, autoencoder.latents.frame_stride
-    if b * f * frame_stride * h * w * stride**2 > _WHOLE:
+    if b * f * frame_stride * h * w * stride**2 > WHOLE:
         del ways[0]
     for number, (name, way) in enumerate(ways):
         try:
@@ -56,7 +56,7 @@ def decode(
     raise AssertionError("unreachable")
 
 
-def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tile: int = _TILE, overlap: int = _OVERLAP) -> Tensor:
+def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
     """Decode overlapping squares of ``tile`` latents, streamed in time, and blend them linearly; float32."""
     stride = autoencoder.latents.stride
     b, _, f, h, w = latents.shape

@@ -31,7 +31,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (B, C, ...) over C."""
         # With channels last in memory this moves no data; the tiny eps only keeps exact zeros from giving NaN.
-        return F.rms_norm(x.movedim(1, -1), self.weight.shape, self.weight.to(x.dtype), eps=1e-24).movedim(-1, 1)
+        with torch.autocast(x.device.type, enabled=False):  # which makes float32 of it, and of what streaming keeps
+            return F.rms_norm(x.movedim(1, -1), self.weight.shape, self.weight.to(x.dtype), eps=1e-24).movedim(-1, 1)
 
 
 class CausalConv3d(nn.Conv3d):

@@ -1,0 +1,123 @@
+"""The counts beside tensors that are alive, of real passes and, without numbers, of published sizes."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.peak import CudaRules, Peak
+from vidiff.models.activations import Pass, Tally, dit_bytes
+from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
+from vidiff.models.decoder_activations import decode_bytes
+from vidiff.models.dit import DiTConfig, SpaceTimeDiT
+from vidiff.models.quantize import lower_weights
+from vidiff.types import Conditioning, TextEmbedding
+
+BF16, FP32 = torch.bfloat16, torch.float32
+# Tokens and words are many enough for the fused attention, as on a GPU.
+TINY = Pass(DiTConfig(dim=96, depth=2, num_heads=2, ffn_dim=256), 4, (5, 24, 24), 2, 576, 32, FP32)
+TINY_VAE = VideoVAEConfig(latent_channels=4, dim=16, dim_mult=(1, 2, 4), temporal_downsample=(True, True))
+WAN_1B = DiTConfig(dim=1536, depth=2, num_heads=12, ffn_dim=8960, mask_text=False)
+WAN_14B = DiTConfig(dim=5120, depth=2, num_heads=40, ffn_dim=13824, mask_text=False)
+WAN_480P = (21, 60, 104)
+
+
+def measured_step(run: Pass) -> int:
+    network = SpaceTimeDiT(run.config, run.channels, run.text_dim)
+    if run.half:
+        lower_weights(network, run.dtype)
+    b, words = run.samples, run.text_length
+    text = TextEmbedding(torch.empty(b, words, run.text_dim), torch.ones(b, words, dtype=torch.bool))
+    x, t = torch.zeros(b, run.channels, *run.grid), torch.zeros(b)
+    with torch.no_grad(), torch.autocast("cpu", BF16, enabled=run.half), Peak() as peak:
+        network(x, t, Conditioning(text))
+    return peak.bytes
+
+
+def measured_decode(
+    config: VideoVAEConfig, grid: tuple[int, int, int], dtype: torch.dtype, chunk: int | None, fused: bool
+) -> int:
+    autoencoder = VideoVAE(config)
+    z = torch.zeros(2, config.latent_channels, *grid)
+    rules = CudaRules() if fused else nullcontext()
+    with torch.no_grad(), torch.autocast("cpu", BF16, enabled=dtype == BF16), rules, Peak() as peak:
+        if chunk is None:
+            autoencoder.decode(z)
+        else:
+            for piece in autoencoder.decode_stream(z, chunk):
+                assert piece.shape[0] == 2
+    return peak.bytes
+
+
+def test_a_tally_remembers_the_most() -> None:
+    tally = Tally()
+    tally.hold(a=3, b=2)
+    tally.drop("a")
+    tally.hold(b=4)  # the old one is there until the new one is
+    assert tally.peak == 6 and tally.alive == {"b": 4}
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY.config,
+        replace(TINY.config, ffn_dim=1024),
+        replace(TINY.config, modulation="block", ffn_dim=96),
+        replace(TINY.config, pooled_text=True, input_skip=True, positions="rope+absolute"),
+    ],
+)
+def test_a_step_takes_what_was_counted(config: DiTConfig, dtype: torch.dtype) -> None:
+    run = replace(TINY, config=config, dtype=dtype)
+    assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.05)
+
+
+def test_attention_within_frames_and_along_time_takes_what_was_counted() -> None:
+    run = replace(TINY, config=replace(TINY.config, attention="factorized"), grid=(4, 48, 48), dtype=BF16)
+    assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "samples", "dtype"), [(WAN_1B, 1, BF16), (WAN_1B, 2, FP32), (WAN_14B, 2, BF16), (WAN_14B, 1, FP32)]
+)
+def test_a_published_transformer_takes_what_was_counted(config: DiTConfig, samples: int, dtype: torch.dtype) -> None:
+    run = Pass(config, 16, WAN_480P, samples, 512, 4096, dtype)
+    with FakeTensorMode():  # all shapes, types and lifetimes, but no numbers
+        assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.01)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("chunk", [1, 2, None])
+def test_a_decode_takes_what_was_counted(chunk: int | None, dtype: torch.dtype, fused: bool) -> None:
+    counted = decode_bytes(TINY_VAE, (4, 12, 16), 2, dtype, chunk=chunk, fused_norms=fused)
+    with FakeTensorMode():
+        assert counted == pytest.approx(measured_decode(TINY_VAE, (4, 12, 16), dtype, chunk, fused), rel=0.05)
+
+
+def test_a_decode_with_numbers_takes_what_was_counted() -> None:
+    counted = decode_bytes(TINY_VAE, (4, 6, 8), 2, FP32, chunk=1)
+    assert counted == pytest.approx(measured_decode(TINY_VAE, (4, 6, 8), FP32, 1, fused=False), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(TINY_VAE, shortcuts=True, patch_size=2, patch_frames=2),
+        VideoVAEConfig("vae", 4, 16, (1,), temporal_downsample=(), linear=True, patch_size=4, middle_attention=False),
+        replace(TINY_VAE, spatial_downsample=(False, True)),
+    ],
+)
+def test_a_decode_with_other_options_takes_what_was_counted(config: VideoVAEConfig) -> None:
+    counted = decode_bytes(config, (4, 12, 16), 2, FP32)
+    with FakeTensorMode():
+        assert counted == pytest.approx(measured_decode(config, (4, 12, 16), FP32, 1, fused=False), rel=0.1)
+
+
+def test_the_published_autoencoder_takes_what_was_counted() -> None:
+    config = VideoVAEConfig()
+    with FakeTensorMode():
+        measured = measured_decode(config, (3, 60, 104), BF16, 1, fused=True)
+    assert decode_bytes(config, (3, 60, 104), 2, BF16) == pytest.approx(measured, rel=0.02)

@@ -1,0 +1,112 @@
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from scripts.memory_plans import lines
+from vidiff.errors import ConfigError
+from vidiff.interop.wan_sizes import LARGE, SHAPES, SIZES, SMALL
+from vidiff.memory import GIB, MemoryPlan, Phase, plan
+from vidiff.memory_table import table
+from vidiff.models.autoencoder import VideoVAEConfig
+from vidiff.models.dit import DiTConfig
+from vidiff.models.shapes import ModelShape, autoencoder_weights, transformer_weights
+from vidiff.types import Size
+
+WAN_1B, WAN_14B = SHAPES["Wan 2.1 T2V 1.3B"], SHAPES["Wan 2.1 T2V 14B"]
+EXPERTS, IMAGES, WAN_5B = SHAPES["Wan 2.2 T2V A14B"], SHAPES["Wan 2.1 I2V 14B"], SHAPES["Wan 2.2 TI2V 5B"]
+
+
+def phase(found: MemoryPlan, name: str) -> Phase:
+    return next(phase for phase in found.phases if phase.name == name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "billions"), [(WAN_1B, 1.419), (WAN_14B, 14.288), (IMAGES, 16.395), (EXPERTS, 14.288), (WAN_5B, 5.000)]
+)
+def test_weights_are_as_many_as_published(shape: ModelShape, billions: float) -> None:
+    counted = transformer_weights(shape.transformers[0], shape.channels, shape.text_dim, shape.block_extra)
+    assert counted.total / 1e9 == pytest.approx(billions, rel=1e-3)
+    assert autoencoder_weights(WAN_1B.autoencoder) / 1e6 == pytest.approx(126.9, rel=1e-3)
+
+
+def test_the_small_published_model_fits_8_gb() -> None:
+    found = plan(WAN_1B, SMALL, budget=8, int8=False)
+    assert found.needed <= 8 * GIB
+    assert found.strategy.transformer == "resident" and found.strategy.text == "host"
+
+
+def test_the_large_published_models_fit_16_gb() -> None:
+    for shape in (WAN_14B, IMAGES, EXPERTS):
+        found = plan(shape, SMALL, budget=16, int8=False)
+        assert found.needed <= 16 * GIB and found.strategy.transformer == "streamed"
+
+
+def test_the_fastest_way_that_fits_is_chosen() -> None:
+    kinds = {budget: plan(EXPERTS, SMALL, budget=budget, int8=False).strategy for budget in (16, 48, 80)}
+    assert [kinds[budget].transformer for budget in (16, 48, 80)] == ["streamed", "swapped", "resident"]
+    parked = plan(WAN_5B, SIZES["Wan 2.2 TI2V 5B"][0], budget=16, int8=False)
+    assert parked.strategy.parked and parked.strategy.decode == "chunks"
+    assert plan(WAN_1B, Size(17, 128, 128, 16.0), budget=80).strategy.decode == "whole"
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_more_memory_never_makes_a_plan_leaner_and_low_is_the_leanest(shape: ModelShape) -> None:
+    size = SMALL if shape.channels != 48 else SIZES["Wan 2.2 TI2V 5B"][0]
+    low = plan(shape, size, budget="low", int8=False)
+    needed = [found.needed for found in (plan(shape, size, budget=b, int8=False) for b in (16, 24, 48, 80))]
+    assert needed == sorted(needed) and low.needed <= needed[0]
+    assert low.budget is None and low.strategy.decode == "tiles"
+    assert plan(shape, size, budget=low.needed / GIB + 1e-6, int8=False).needed <= low.needed + 1
+
+
+def test_nothing_that_fits_is_one_line_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"to denoise needs 23\.\d GiB .* but 16\.0 GiB are given") as error:
+        plan(WAN_14B, LARGE, budget=16, int8=False)
+    assert "\n" not in str(error.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="give a number of GiB"):
+            plan(WAN_1B, SMALL)
+    with pytest.raises(ConfigError, match="frames must be"):
+        plan(WAN_1B, replace(SMALL, frames=80), budget=80)
+
+
+def test_int8_halves_the_blocks_and_is_slower_than_hidden_copies() -> None:
+    full, lowered = (plan(WAN_14B, SMALL, budget="low", int8=int8) for int8 in (False, True))
+    blocks = [next(row for row in found.rows if row.what == "transformer, blocks") for found in (full, lowered)]
+    assert [row.dtype for row in blocks] == ["bfloat16", "int8"]
+    assert blocks[1].bytes == pytest.approx(blocks[0].bytes / 2, rel=0.01)
+    assert not plan(WAN_14B, SMALL, budget=24, int8=True).strategy.int8
+    # A single frame computes for less time than its weights need to come to the device.
+    assert plan(WAN_14B, Size(1, 128, 128, 16.0), budget=24, int8=True).strategy.int8
+
+
+def test_one_sample_a_call_takes_half_the_activations() -> None:
+    both, one = (dict(phase(plan(WAN_1B, SMALL, budget=80, guided=g), "denoise").parts) for g in (True, False))
+    assert both["activations"] == pytest.approx(2 * one["activations"], rel=0.01)
+    assert both["transformer"] == one["transformer"]
+
+
+def test_a_cpu_holds_everything_in_one_memory() -> None:
+    small = ModelShape((DiTConfig(),), 16, 384, 22_000_000, VideoVAEConfig(dim=32), text_length=64)
+    found = plan(small, Size(17, 64, 64, 8.0), device="cpu", dtype=torch.float32)
+    assert found.budget is not None and found.strategy.transformer == "resident" and found.host == 0
+    weights = transformer_weights(small.transformers[0], 16, 384).total
+    assert all(phase.bytes > 4 * (weights + autoencoder_weights(small.autoencoder)) for phase in found.phases)
+    with pytest.raises(ConfigError, match="GiB of memory at the least"):
+        plan(small, Size(17, 64, 64, 8.0), device="cpu", budget=0.6)
+
+
+def test_the_table_says_what_lies_where() -> None:
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(table(plan(EXPERTS, SMALL, budget=16, int8=False)))
+    shown = console.export_text()
+    assert "transformer 2, blocks" in shown and "streamed" in shown and "of 16.0 GiB on the device" in shown
+
+
+def test_the_page_shows_the_plans_that_are_made() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    assert "\n".join(lines()) in page

@@ -1,0 +1,312 @@
+"""Plans for large models: what lies where while a clip is made, and how much memory that takes.
+
+Each of three phases (the text is encoded, latents are denoised, frames are decoded) has several ways, fastest first,
+and a plan takes the first of each that fits. Bytes of activations are counted, see `vidiff.models.activations`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from vidiff.decoding import TILE, WHOLE
+from vidiff.errors import ConfigError
+from vidiff.models import quantize
+from vidiff.models.activations import Pass, dit_bytes
+from vidiff.models.decoder_activations import decode_bytes
+from vidiff.models.shapes import ModelShape, WeightCount, autoencoder_weights, transformer_weights
+from vidiff.types import LatentSpec, Size
+
+GIB = 1 << 30
+PREFETCH = 1  # blocks that are copied to the device ahead of their turn
+_CONTEXT = GIB // 2  # CUDA's own and the kernels' workspaces
+_SPARE = 1.03  # what an allocator loses between tensors of different sizes
+_LATENT_COPIES = 10  # of the latents, float32: a solver's last estimates, guidance's and a step's in float64
+_TEXT_ACTIVATIONS = GIB // 2  # of UMT5-XXL for two prompts of 512 tokens, mostly its heads' scores; not counted exactly
+_COMPUTED, _COPIED = 1e14, 2e10  # floating-point operations and bytes from the host, a second; their ratio decides
+
+Budget = Literal["auto", "low"] | float
+Where = Literal["device", "host", "streamed", "freed"]
+Kind = Literal["resident", "swapped", "streamed"]
+Decode = Literal["whole", "chunks", "tiles"]
+_Way = TypeVar("_Way")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of the model."""
+
+    what: str
+    where: Where  # streamed: on the host, and layer by layer on the device; freed: on the device until it is done
+    dtype: str
+    bytes: int  # all of it, wherever
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase and what it puts on the device."""
+
+    name: Literal["encode text", "denoise", "decode"]
+    parts: tuple[tuple[str, int], ...]  # names and bytes
+
+    @property
+    def bytes(self) -> int:
+        """Return the predicted peak of all tensors on the device."""
+        return sum(size for _, size in self.parts)
+
+    @property
+    def needed(self) -> int:
+        """Return the bytes that the device should have for it: the peak, workspaces and what an allocator loses."""
+        return int(self.bytes * _SPARE) + _CONTEXT
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a model runs."""
+
+    text: Literal["device", "host"]
+    transformer: Kind  # swapped: experts take turns on the device
+    int8: bool  # weights of the transformer's blocks, by `quantize.int8_weights`
+    decode: Decode
+    parked: bool  # whether the transformer leaves the device before frames are decoded
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What `plan` returns."""
+
+    strategy: Strategy
+    rows: tuple[Row, ...]
+    phases: tuple[Phase, ...]
+    budget: int | None  # bytes; None is as little as possible
+
+    @property
+    def needed(self) -> int:
+        """Return the bytes that the device should have."""
+        return max(phase.needed for phase in self.phases)
+
+    @property
+    def host(self) -> int:
+        """Return the bytes of weights that wait in host memory."""
+        waiting = sum(row.bytes for row in self.rows if row.where in ("host", "streamed"))
+        parked = sum(row.bytes for row in self.rows if row.what.startswith("transformer") and row.where == "device")
+        return waiting + (parked if self.strategy.parked else 0)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be planned."""
+
+    shape: ModelShape
+    size: Size
+    clips: int
+    samples: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        config = self.shape.autoencoder
+        spec = LatentSpec(config.latent_channels, config.stride, config.frame_stride)
+        return spec.shape(self.size.frames, self.size.height, self.size.width)[1:]
+
+    @property
+    def weights(self) -> list[WeightCount]:
+        shape = self.shape
+        return [
+            transformer_weights(config, shape.channels, shape.text_dim, shape.block_extra)
+            for config in shape.transformers
+        ]
+
+    @property
+    def autoencoder(self) -> int:
+        return 4 * autoencoder_weights(self.shape.autoencoder)
+
+
+def plan(
+    shape: ModelShape,
+    size: Size,
+    *,
+    budget: Budget = "auto",
+    clips: int = 1,
+    guided: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cuda",
+    int8: bool | None = None,
+) -> MemoryPlan:
+    """Return the fastest way to make clips that fits the memory there is.
+
+    Args:
+        shape: of the model; no weights are needed.
+        size: of the clips, on the latent grid.
+        budget: GiB that the device has for it; "auto" is what it has free now, "low" the way that takes least.
+        clips: made at once.
+        guided: whether each clip is two samples of one call of the transformer, with and without its text.
+        dtype: of the products, and of the weights that most of them take.
+        device: where they are computed. On a CPU everything lies in the same memory and only decoding has a choice.
+        int8: whether weights may be int8; None is where torchao is installed.
+
+    Raises:
+        ConfigError: if nothing fits, the size is not on the latent grid, or "auto" finds no such device.
+    """
+    device = torch.device(device)
+    given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
+    task = _Task(shape, size, clips, clips * (1 + guided), dtype, device)
+    int8 = quantize.available() if int8 is None else int8
+    host = device.type != "cpu"  # whether there is another memory than the device's
+
+    text, encoding = _chosen(list(_encodings(task, host)), given)
+    (transformer, lowered), denoising = _chosen(list(_denoisings(task, host, int8)), given)
+    kept = _resident(task, transformer, lowered)
+    (decode, parked), decoding = _chosen(list(_decodings(task, host, kept)), given)
+    strategy = Strategy(text, transformer, lowered, decode, parked)
+    phases: tuple[Phase, ...] = (encoding, denoising, decoding)
+    if not host:  # whatever waits does so in the memory that is planned
+        phases = tuple(_beside(task, phase, kept) for phase in phases)
+        if given is not None and (worst := max(phases, key=lambda phase: phase.needed)).needed > given:
+            raise _too_little(worst, given)
+    return MemoryPlan(strategy, tuple(_rows(task, strategy)), phases, given)
+
+
+def _chosen(ways: Sequence[tuple[_Way, Phase]], given: int | None) -> tuple[_Way, Phase]:
+    """Return the first of ``ways`` that fits in ``given`` bytes; with None, the first that takes least."""
+    least = min(ways, key=lambda way: way[1].needed)
+    if given is None:
+        return least
+    for way in ways:
+        if way[1].needed <= given:
+            return way
+    raise _too_little(least[1], given)
+
+
+def _too_little(phase: Phase, given: int) -> ConfigError:
+    return ConfigError(
+        f"to {phase.name} needs {phase.needed / GIB:.1f} GiB of memory at the least, but {given / GIB:.1f} GiB are "
+        "given; make fewer, shorter or smaller clips"
+    )
+
+
+def _encodings(task: _Task, host: bool) -> Iterator[tuple[Literal["device", "host"], Phase]]:
+    weights = task.shape.text_parameters * task.dtype.itemsize
+    activations = min(_TEXT_ACTIVATIONS, weights // 4)
+    yield "device", Phase("encode text", (("text encoder", weights), ("activations", activations)))
+    if host:
+        yield "host", Phase("encode text", (("text states", _text_states(task)),))
+
+
+def _denoisings(task: _Task, host: bool, int8: bool) -> Iterator[tuple[tuple[Kind, bool], Phase]]:
+    kinds: list[Kind] = ["resident"]
+    if host and len(task.shape.transformers) > 1:
+        kinds.append("swapped")
+    ways: list[tuple[Kind, bool]] = [(kind, False) for kind in kinds]
+    if int8:
+        ways += [(kind, True) for kind in kinds]
+    if host:
+        # Copies hide behind long computations, while int8 weights are widened again in each of them.
+        ways.insert(len(kinds) if _copies_hide(task) else len(ways), ("streamed", False))
+        ways += [("streamed", True)] if int8 else []
+    shape = task.shape
+    activations = max(
+        dit_bytes(Pass(config, shape.channels, task.grid, task.samples, shape.text_length, shape.text_dim, task.dtype))
+        for config in shape.transformers
+    )
+    latents = 4 * task.samples * shape.channels * math.prod(task.grid) * _LATENT_COPIES + _text_states(task)
+    for kind, lowered in ways:
+        parts = [("transformer", _resident(task, kind, lowered)), ("activations", activations)]
+        if lowered:
+            parts.append(("a widened layer", max(w.largest for w in task.weights) * task.dtype.itemsize))
+        yield (kind, lowered), Phase("denoise", (*parts, ("latents and text", latents)))
+
+
+def _decodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], Phase]]:
+    size, config, fused = task.size, task.shape.autoencoder, task.device.type != "cpu"
+    f, h, w = task.grid
+    parkings = (False, True) if host else (False,)
+    # As `vidiff.decoding.decode` decides: only small clips are decoded whole.
+    whole = task.clips * f * config.frame_stride * size.height * size.width <= WHOLE
+    ways: tuple[Decode, ...] = ("whole", "chunks") if whole else ("chunks",)
+    clip = 4 * 3 * task.clips * size.frames * size.height * size.width
+    for way, parked in [*((way, parked) for way in ways for parked in parkings), *(("tiles", p) for p in parkings)]:
+        grid = (f, min(h, TILE), min(w, TILE)) if way == "tiles" else task.grid
+        activations = decode_bytes(
+            config, grid, task.clips, task.dtype, chunk=None if way == "whole" else 1, fused_norms=fused
+        )
+        parts = [("autoencoder", task.autoencoder), ("activations", activations)]
+        parts.append(("latents", 4 * task.clips * config.latent_channels * f * h * w))
+        if way == "tiles":  # blended where they overlap, with a tile's pieces and the tile itself
+            tile = clip * grid[1] * grid[2] // (h * w)
+            parts.append(("frames", clip + 2 * tile))
+        if not parked:
+            parts.append(("transformer", kept))
+        yield (way, parked), Phase("decode", tuple(parts))
+
+
+def _beside(task: _Task, phase: Phase, kept: int) -> Phase:
+    """Return a phase on a CPU, with the weights of the others, which lie in the same memory."""
+    waiting = {"transformer": kept, "autoencoder": task.autoencoder}
+    names = {name for name, _ in phase.parts}
+    return replace(phase, parts=(*phase.parts, *((n, size) for n, size in waiting.items() if n not in names)))
+
+
+def _copies_hide(task: _Task) -> bool:
+    """Return whether a block computes for longer than its weights take to come to the device."""
+    config, weights = task.shape.transformers[0], task.weights[0]
+    tokens = math.prod(task.grid) // math.prod(config.patch_size)
+    attention = 2 * config.depth * tokens * tokens * config.dim  # scores and sums, in multiply-adds
+    computing = 2 * task.samples * (tokens * weights.blocks + attention) / _COMPUTED
+    return computing > weights.blocks * task.dtype.itemsize / _COPIED
+
+
+def _text_states(task: _Task) -> int:
+    return 4 * task.samples * task.shape.text_length * task.shape.text_dim
+
+
+def _bytes(task: _Task, weights: WeightCount, int8: bool) -> tuple[int, int]:
+    """Return the bytes of one transformer and those of its blocks."""
+    size = task.dtype.itemsize
+    # A scale and a zero point an output channel.
+    linears = weights.blocks + weights.rows * (size + 1) if int8 else weights.blocks * size
+    blocks = linears + weights.rows * size + weights.float32_blocks * 4
+    rest = (weights.lower - weights.rows) * size + (weights.float32 - weights.float32_blocks) * 4
+    return blocks + rest, blocks
+
+
+def _resident(task: _Task, kind: str, int8: bool) -> int:
+    """Return the bytes of transformers' weights that are on the device at once."""
+    totals = []
+    for config, weights in zip(task.shape.transformers, task.weights, strict=True):
+        total, blocks = _bytes(task, weights, int8)
+        streamed = blocks - blocks // config.depth * min(config.depth, 1 + PREFETCH)
+        totals.append(total - streamed if kind == "streamed" else total)
+    return max(totals) if kind == "swapped" else sum(totals)
+
+
+def _rows(task: _Task, strategy: Strategy) -> Iterator[Row]:
+    name = str(task.dtype).removeprefix("torch.")
+    text = task.shape.text_parameters * task.dtype.itemsize
+    yield Row("text encoder", "freed" if strategy.text == "device" else "host", name, text)
+    places: dict[Kind, Where] = {"resident": "device", "swapped": "host", "streamed": "streamed"}
+    where = places[strategy.transformer]
+    for number, weights in enumerate(task.weights, 1):
+        of = f" {number}" if len(task.weights) > 1 else ""
+        total, blocks = _bytes(task, weights, strategy.int8)
+        yield Row(f"transformer{of}, blocks", where, "int8" if strategy.int8 else name, blocks)
+        # What is not in blocks is on the device even of a transformer whose blocks are streamed.
+        rest: Where = "device" if where == "streamed" else where
+        yield Row(f"transformer{of}, rest", rest, f"{name}, float32", total - blocks)
+    yield Row("autoencoder", "device" if task.device.type == "cpu" else "host", "float32", task.autoencoder)
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("memory: auto asks the device what it has free, and there is none; give a number of GiB")
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        raise ConfigError(f"memory: auto does not know what a {device.type} device has free; give a number of GiB")
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
