@@ -26,13 +26,16 @@ def decode(
 
         from vidiff.adapting import adapted
         from vidiff.cli.devices import chosen_device
+        from vidiff.cli.placing import strategy_for
         from vidiff.cli.progress import sampling_progress
         from vidiff.generation import job_and_settings, read_run, redecode
         from vidiff.pipeline import find_model, load
 
         recipe, latents = read_run(run)
         _, settings = job_and_settings(recipe, Path(recipe["output"]), run)
-        pipeline = load(find_model(model or settings.model), chosen_device(device), getattr(torch, settings.dtype))
+        folder, precision = find_model(model or settings.model), getattr(torch, settings.dtype)
+        strategy = strategy_for(folder, None, chosen_device(device), precision, settings.size)
+        pipeline = load(folder, chosen_device(device), precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)
         made = redecode(
             pipeline,

@@ -83,6 +83,9 @@ def generate(
         str | None, typer.Option(help="float32, bfloat16 or float16; default what the model was published in.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Picture that the clip starts from.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of published models: auto (what the device has free), low, or GiB.")
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option("--lora", help="FILE[:scale] of a LoRA to add to the model; repeatable.")
     ] = None,
@@ -124,7 +127,7 @@ def generate(
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        pipeline, loras = _load(model, device, dtype, download, lora or [])
+        pipeline, loras = _load(model, device, dtype, download, lora or [], _Room(memory, frames, size, batch))
         sampling = _sampling(
             pipeline,
             _own_sampling(pipeline, planned[0]),
@@ -171,21 +174,35 @@ def _noise_from(name: str) -> "NoiseFrom":
     return "vidiff"
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What the command says of memory, and of what is to be made in it."""
+
+    memory: str | None
+    frames: int | None
+    size: str | None
+    clips: int
+
+
 def _load(
-    model: str, device: str | None, dtype: str | None, download: bool, loras: list[str]
+    model: str, device: str | None, dtype: str | None, download: bool, loras: list[str], room: _Room
 ) -> "tuple[Pipeline, tuple[LoRAFile, ...]]":
     """Return the model with ``loras`` in its weights."""
     import torch
 
     from vidiff.adapting import adapted, lora_file
     from vidiff.cli.devices import checked_dtype, chosen_device
+    from vidiff.cli.placing import sized, strategy_for
     from vidiff.pipeline import find_model, load
 
     found = tuple(lora_file(text) for text in loras)
     folder = find_model(model, download)
     chosen = chosen_device(device)
+    precision = None if dtype is None else getattr(torch, checked_dtype(dtype))
+    size = sized(folder, room.frames, room.size)
+    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips)
     with console.status(f"loading {model}"):
-        pipeline = load(folder, chosen, None if dtype is None else getattr(torch, checked_dtype(dtype)))
+        pipeline = load(folder, chosen, precision, strategy)
         return adapted(pipeline, found, note), found
 
 

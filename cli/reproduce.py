@@ -27,6 +27,7 @@ def reproduce(
         import torch
 
         from vidiff.adapting import adapted
+        from vidiff.cli.placing import strategy_for
         from vidiff.cli.progress import sampling_progress
         from vidiff.data.metadata import read_metadata
         from vidiff.generation import generate, job_and_settings
@@ -42,7 +43,9 @@ def reproduce(
         if job.noise is not None:
             job = replace(job, noise=replace(job.noise, path=noise or job.noise.path))
             job.noise.read()
-        pipeline = load(find_model(model or settings.model), settings.device, getattr(torch, settings.dtype))
+        folder, precision = find_model(model or settings.model), getattr(torch, settings.dtype)
+        strategy = strategy_for(folder, None, torch.device(settings.device), precision, settings.size)
+        pipeline = load(folder, settings.device, precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")

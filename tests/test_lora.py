@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.loras import BLOCK, CHANNELS, DIALECTS, DIM, DOWN, KINDS, MODULES, TOP, UP, factors, model, weight, written
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.interop.lora import apply_lora, describe, parse_lora, read_lora
+from vidiff.interop.wan_transformer import BLOCK_NAMES, NAMES
 
 
 def changed(path: Path, scale: float = 1.0, **options) -> dict[str, Tensor]:
@@ -42,9 +43,8 @@ def test_a_lora_gives_the_same_bits_in_every_dialect(tmp_path, dialect):
 
 
 def test_underscored_names_of_different_modules_differ():
-    from vidiff.interop import lora_keys
 
-    for pairs in (lora_keys._TOP, lora_keys._BLOCK):
+    for pairs in (NAMES.values(), BLOCK_NAMES.values()):
         spelled = [(name.replace(".", "_"), names[0]) for names in pairs for name in {*names}]
         assert len({flat for flat, _ in spelled}) == len(spelled)
 

@@ -28,7 +28,7 @@ def phase(found: MemoryPlan, name: str) -> Phase:
     ("shape", "billions"), [(WAN_1B, 1.419), (WAN_14B, 14.288), (IMAGES, 16.395), (EXPERTS, 14.288), (WAN_5B, 5.000)]
 )
 def test_weights_are_as_many_as_published(shape: ModelShape, billions: float) -> None:
-    counted = transformer_weights(shape.transformers[0], shape.channels, shape.text_dim, shape.block_extra)
+    counted = transformer_weights(shape.transformers[0], shape.channels, shape.text_dim)
     assert counted.total / 1e9 == pytest.approx(billions, rel=1e-3)
     assert autoencoder_weights(WAN_1B.autoencoder) / 1e6 == pytest.approx(126.9, rel=1e-3)
 

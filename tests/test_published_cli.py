@@ -140,6 +140,30 @@ def test_a_clip_starts_from_a_picture(vidiff, tmp_path):
     assert broken.returncode == 2 and "a.png: not a picture" in broken.stderr
 
 
+def test_a_plan_of_memory_is_shown_and_kept_to(vidiff, folder, tmp_path):
+    arguments = ("generate", PROMPT, "--model", folder, *SIZE)
+    assert vidiff(*arguments, "-o", "plain.mp4").returncode == 0
+    made = vidiff(*arguments, "--memory", "8", "-o", "planned.mp4")
+    assert made.returncode == 0, made.stderr
+    assert "transformer, blocks" in made.stderr and "of 8.0 GiB on the device" in made.stderr
+    digests = [read_metadata(tmp_path / f"{name}.mp4")["frames_sha256"] for name in ("plain", "planned")]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "word"),
+    [
+        ("tiny", "0.1", "0.1 GiB are given"),
+        ("tiny", "much", "auto, low or a number"),
+        ("sprites", "8", "published models"),
+    ],
+)
+def test_memory_that_does_not_do_is_refused_before_anything_is_loaded(vidiff, folder, model, memory, word):
+    name = folder if model == "tiny" else model
+    done = vidiff("generate", PROMPT, "--model", name, "--frames", "5", "--memory", memory, "-o", "x.mp4")
+    assert done.returncode == 2 and word in done.stderr
+
+
 def test_models_are_listed_and_shown(vidiff, folder):
     listed = vidiff("models", "list").stdout
     assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers  Wan 2.1 T2V 1.3B  not pulled" in listed

@@ -24,6 +24,7 @@ LAYERS = [
     {"model_folder"},
     {"decoding", "train", "metrics", "diffusers_folder", "starting", "hub"},
     {"converting", "refining", "memory", "memory_table"},
+    {"placement"},
     {"pipeline"},
     {"inverting", "sizes", "adapting"},
     {"generation"},

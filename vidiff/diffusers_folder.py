@@ -4,6 +4,7 @@ model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from vidiff.model_folder import ModelConfig, Pictures, SamplingConfig
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import Experts, ExpertsConfig
+from vidiff.models.shapes import ModelShape
 from vidiff.sampling.multistep import DPMpp2M
 from vidiff.sampling.one_step import Euler
 from vidiff.sampling.times import FlowSpacing
@@ -52,6 +54,18 @@ class DiffusersFolder:
     known_as: Published | None  # None: a model of the same kind that is not among the published ones
     transformers: tuple[Component, ...]
     vae: Component
+
+    def shape(self) -> ModelShape:
+        """Return what a plan of memory has to know; raises a CheckpointError if the text encoder is not whole."""
+        text = open_component(self.folder / "text_encoder")
+        return ModelShape(
+            transformers=(_expert(self.config),) * len(self.transformers),
+            channels=wan_autoencoder.config_from_diffusers(self.vae.config).latent_channels,
+            text_dim=self.config.text_dim,
+            text_parameters=sum(math.prod(shape) for shape in text.shapes.values()),
+            autoencoder=wan_autoencoder.config_from_diffusers(self.vae.config),
+            text_length=_TEXT_TOKENS,
+        )
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoVAE:
         """Return the autoencoder, float32; raises a CheckpointError if a tensor is not as it should be."""

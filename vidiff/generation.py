@@ -162,7 +162,8 @@ def _finished(
 ) -> np.ndarray:
     """Decode the base stage's latents and refine the clips; return them as uint8 (B, F, H, W, 3)."""
     dtype, size = getattr(torch, settings.dtype), settings.size
-    clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
+    with pipeline.coding():
+        clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
     prompts, negatives = [told_at_once(job.prompt, job.travel) for job in jobs], [job.negative for job in jobs]
     for number, refiner in enumerate(pipeline.refiners[: settings.stages], 1):
         if settings.keep_stages:

@@ -116,10 +116,7 @@ class _Task:
     @property
     def weights(self) -> list[WeightCount]:
         shape = self.shape
-        return [
-            transformer_weights(config, shape.channels, shape.text_dim, shape.block_extra)
-            for config in shape.transformers
-        ]
+        return [transformer_weights(config, shape.channels, shape.text_dim) for config in shape.transformers]
 
     @property
     def autoencoder(self) -> int:

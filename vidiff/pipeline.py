@@ -1,7 +1,8 @@
 """From prompts to latents: text encoder, denoiser, guidance and solver put together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.hub import pinned
 from vidiff.interop.image_encoder import ImageEncoder, load_image_encoder
+from vidiff.memory import Strategy
 from vidiff.model_folder import (
     ModelConfig,
     SamplingConfig,
@@ -32,6 +34,7 @@ from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import ExpertsConfig
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
+from vidiff.placement import Placement
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
@@ -39,6 +42,7 @@ from vidiff.sampling.noise import NoiseFrom, ReferenceNoise, SeededNoise
 from vidiff.starting import started_from
 from vidiff.text import sources
 from vidiff.text.encoders import T5Config, TextEncoderConfig, build_text_encoder
+from vidiff.text.passing import PassingTextEncoder
 from vidiff.types import Conditioning, Size, TextEmbedding, TextEncoder
 
 
@@ -53,6 +57,19 @@ class Pipeline:
     hash: str  # of the model folder
     refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
     image_encoder: ImageEncoder | None = None  # of a model that starts from pictures, if it has one
+    placement: Placement | None = None  # of a model that does not stay on its device as a whole
+
+    @contextmanager
+    def denoising(self) -> Iterator[None]:
+        """Have what denoises where it has to be."""
+        with nullcontext() if self.placement is None else self.placement.denoising():
+            yield
+
+    @contextmanager
+    def coding(self) -> Iterator[None]:
+        """Have the autoencoder where it has to be."""
+        with nullcontext() if self.placement is None else self.placement.coding():
+            yield
 
     @property
     def device(self) -> torch.device:
@@ -108,13 +125,14 @@ class Pipeline:
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
         device, times = self.device, self.times(size, sampling).to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
-        start = started_from(pictures, self.config.pictures, self.autoencoder, self.image_encoder, size, device)
+        with self.coding() if pictures is not None else nullcontext():
+            start = started_from(pictures, self.config.pictures, self.autoencoder, self.image_encoder, size, device)
         conds = replace(conds, conds=tuple(replace(cond, **start) for cond in conds.conds))
         null = Conditioning(self.denoiser.null_text(len(prompts)), **start)
         negative = null.with_text(self.text(negatives)) if any(negatives) else None
         source = self._noise(seeds, arcs, noise_from)
         latents = _started(source.randn(*shape), noise).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with self.denoising(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 guided(
                     *(partial(self.denoiser, told_steps=sampling.told_steps), conds, null, sampling.guidance),
@@ -228,20 +246,28 @@ def find_model(name: str, download: bool = False) -> Path:
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")
 
 
-def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Pipeline:
+def load(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    strategy: Strategy | None = None,
+) -> Pipeline:
     """Return the model of a folder on ``device``.
 
     Args:
         folder: ours, or a published one in the diffusers layout.
         device: where it goes.
         dtype: of the weights of a published model's large networks, by default as published; ours are float32.
+        strategy: of a published model, what goes to the device and when, see `vidiff.memory`; None: all, at once.
 
     Raises:
         CheckpointError: if weights are missing, damaged or do not fit.
-        ConfigError: if a config is not valid.
+        ConfigError: if a config is not valid, or a strategy is given for a model of ours, which are small.
     """
     if is_diffusers_folder(folder):
-        return _load_published(folder, device, dtype)
+        return _load_published(folder, torch.device(device), dtype, strategy)
+    if strategy is not None:
+        raise ConfigError(f"{folder}: plans of memory are for published models; this one goes to the device as a whole")
     config: ModelConfig = read_config(ModelConfig, folder)
     autoencoder = autoencoder_of(config, autoencoder_folder(folder, config))
     denoiser = load_denoiser(folder, config, autoencoder.latents)
@@ -258,15 +284,26 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | 
     )
 
 
-def _load_published(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Pipeline:
+def _load_published(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, strategy: Strategy | None
+) -> Pipeline:
     opened = open_diffusers_folder(folder)
-    dtype = getattr(torch, opened.config.dtype) if dtype is None else dtype
-    text_encoder = build_text_encoder(opened.config.text, device, dtype)
+    chosen: torch.dtype = getattr(torch, opened.config.dtype) if dtype is None else dtype
+    text_device = device if strategy is None or strategy.text == "device" else torch.device("cpu")
+    text_encoder: TextEncoder = PassingTextEncoder(
+        lambda: build_text_encoder(opened.config.text, text_device, chosen), opened.config.text_dim
+    )
+    if strategy is None:
+        text_encoder = build_text_encoder(opened.config.text, device, chosen)
     null = text_encoder.encode([""]).tokens[0].float()
-    vae = opened.autoencoder(device)
-    denoiser = opened.denoiser(vae, null, device, dtype)
-    encoder = _image_encoder(opened.config.backbone, folder, device, dtype)
-    return Pipeline(opened.config, text_encoder, vae, denoiser, folder_hash(folder), image_encoder=encoder)
+    home = device if strategy is None else torch.device("cpu")
+    vae = opened.autoencoder(home)
+    denoiser = opened.denoiser(vae, null, home, chosen)
+    placement = None if strategy is None else Placement(strategy, device, denoiser, vae)
+    encoder = _image_encoder(opened.config.backbone, folder, text_device, chosen)
+    return Pipeline(
+        *(opened.config, text_encoder, vae, denoiser, folder_hash(folder)), image_encoder=encoder, placement=placement
+    )
 
 
 def _image_encoder(

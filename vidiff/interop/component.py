@@ -21,11 +21,12 @@ _INDEX = "*.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHOWN = 3  # names in one error
 _MOST = 64 << 20  # bytes of a config or an index
-# What stays in float32 in a half-precision network, as in the published implementations: the embedding of time, the
-# tables of modulations and the norms.
-_EXACT = re.compile(r"(^|\.)(time_embedding|time_projection|norm\w*|\w+_norm|latent_\w+|preview_\w+)(\.|$)|\.table$")
-
-Dtypes = dict[str, torch.dtype]
+# What stays in float32 in a half-precision network: the embedding of time, the tables of modulations and the norms, as
+# in the published implementations, and both ends, so that the residual stream is float32.
+_EXACT = re.compile(
+    r"^(patch_embedding|out)\.|(^|\.)(time_embedding|time_projection|norm\w*|\w+_norm|latent_\w+|preview_\w+)(\.|$)"
+    r"|\.table$"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ def fill(
     published: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    prefix: str = "",
 ) -> None:
     """Give a module on the meta device its published weights.
 
@@ -98,7 +98,6 @@ def fill(
         published: renames a state dict of the module to the published names, in order.
         device: where tensors go, each as soon as it is read.
         dtype: of what half precision does not harm; the rest is float32.
-        prefix: of the module's names within the module they are decided by.
 
     Raises:
         CheckpointError: if a tensor is missing, left over, misshapen or not finite; it is named as published.
@@ -111,7 +110,7 @@ def fill(
         with safe_open(str(path), framework="pt") as file:
             for name in [name for name in wanted if component.files[name] == path]:
                 target = wanted[name]
-                exact = _EXACT.search(prefix + target) is not None
+                exact = _EXACT.search(target) is not None
                 tensor = file.get_tensor(name).to(device, torch.float32 if exact else dtype)
                 if not bool(torch.isfinite(tensor).all()):
                     raise CheckpointError(f"{path}: {name} is not finite; the file is damaged")

@@ -21,29 +21,16 @@ Part = Literal["down", "up", "up_bias", "alpha", "diff", "diff_b"]
 
 MUSUBI_PREFIX = "lora_unet_"
 
-# What only image-to-video transformers have: diffusers' name, and the original release's.
-_IMAGE_NAMES = (
-    ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
-    ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
-    ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
-    ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
-)
-_IMAGE_BLOCK_NAMES = (
-    ("attn2.add_k_proj", "cross_attn.k_img"),
-    ("attn2.add_v_proj", "cross_attn.v_img"),
-    ("attn2.norm_added_k", "cross_attn.norm_k_img"),
-)
-IMAGE_MODULES = frozenset(name for name, _ in _IMAGE_NAMES + _IMAGE_BLOCK_NAMES)  # without the block
+# What only image-to-video transformers have, by diffusers' names, without the block.
+IMAGE_MODULES = frozenset(names[0] for ours, names in (NAMES | BLOCK_NAMES).items() if "image" in ours)
 
-_TOP = {*NAMES.values(), *_IMAGE_NAMES}
-_BLOCK = {*BLOCK_NAMES.values(), *_IMAGE_BLOCK_NAMES}
 # Either release's name, or one of them with underscores: the name in diffusers. The tables of the two releases share
 # no name for different modules, with or without dots; a test holds it.
-_TOP_OF = {spelled: names[0] for names in _TOP for spelled in names}
-_BLOCK_OF = {spelled: names[0] for names in _BLOCK for spelled in names}
+_TOP_OF = {spelled: names[0] for names in NAMES.values() for spelled in names}
+_BLOCK_OF = {spelled: names[0] for names in BLOCK_NAMES.values() for spelled in names}
 _FLAT_TOP_OF = {spelled.replace(".", "_"): name for spelled, name in _TOP_OF.items()}
 _FLAT_BLOCK_OF = {spelled.replace(".", "_"): name for spelled, name in _BLOCK_OF.items()}
-_NATIVE = {names[1] for names in _TOP | _BLOCK if names[0] != names[1]}
+_NATIVE = {names[1] for names in (*NAMES.values(), *BLOCK_NAMES.values()) if names[0] != names[1]}
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "transformer_2.")
 _KEY = re.compile(

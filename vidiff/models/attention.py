@@ -50,6 +50,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.norm_query = QueryKeyNorm(dim, eps)
         self.norm_key = QueryKeyNorm(dim, eps)
+        self.image = image
         if image:
             self.image_key = nn.Linear(context_dim or dim, dim)
             self.image_value = nn.Linear(context_dim or dim, dim)

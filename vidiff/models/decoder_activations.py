@@ -115,9 +115,9 @@ def _convolved(walk: _Walk, conv: CausalConv3d, x: Volume, name: str) -> Volume:
         walk.tally.hold(**{name: walk.bytes(out)})
         return out
     halo, past = walk.bytes(replace(x, frames=conv.reach)), f"past{id(conv)}"
-    # The frames before, or zeros, stay until the layer returns; those for the next chunk are there by then.
+    # The frames before stay until the layer returns; those for the next chunk are there by then.
     if past not in walk.tally.alive:
-        walk.tally.hold(before=halo)
+        walk.tally.hold(before=0)  # zeros are one number, seen many times
     else:
         walk.tally.alive["before"] = walk.tally.alive.pop(past)
     walk.tally.hold(joined=walk.bytes(x) + halo)
@@ -168,11 +168,11 @@ def _upsampled(walk: _Walk, block: nn.Module, x: Volume) -> Volume:
     if block.space is None:
         tally.alive["x"] = tally.alive.pop("times") or given
         return x
-    large = replace(x, height=2 * x.height, width=2 * x.width)
-    tally.hold(large=walk.bytes(large))
-    out = replace(large, channels=block.space.out_channels)
+    out = replace(x, channels=block.space.out_channels, height=2 * x.height, width=2 * x.width)
+    # The four places that come from each pixel, with a row and a column more than there are, and then in their order.
+    tally.hold(four=walk.bytes(replace(out, channels=4 * out.channels, height=x.height + 1, width=x.width + 1)))
     tally.hold(y=walk.bytes(out))
-    tally.drop("large", "times")
+    tally.drop("four", "times")
     tally.alive["x"] = tally.alive.pop("y")
     return out
 
@@ -188,15 +188,19 @@ def _doubled(walk: _Walk, block: Upsample, time: CausalConv3d, x: Volume) -> Vol
     out = replace(x, frames=2 * rest.frames + single)
     walk.tally.hold(doubled=walk.bytes(replace(rest, frames=2 * rest.frames)))
     walk.tally.drop("wider")
-    walk.tally.hold(times=walk.bytes(out))
-    walk.tally.drop("doubled")
+    if single:
+        walk.tally.hold(times=walk.bytes(out))
+        walk.tally.drop("doubled")
+    else:
+        walk.tally.alive["times"] = walk.tally.alive.pop("doubled")
     return out
 
 
 def _shortcut(walk: _Walk, shortcut: nn.Module, level: Volume, x: Volume) -> None:
     assert isinstance(shortcut, DuplicateUp)
     repeated = walk.bytes(level) * shortcut.repeats
-    walk.tally.hold(repeated=repeated, unfolded=repeated)
+    at_once = shortcut.repeats == shortcut.factor_t * shortcut.factor_s**2
+    walk.tally.hold(repeated=0 if at_once else repeated, unfolded=repeated)
     walk.tally.drop("repeated")
     walk.tally.hold(y=walk.bytes(x))
     walk.tally.drop("unfolded")

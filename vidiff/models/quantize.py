@@ -60,4 +60,6 @@ def block_linears(module: nn.Module) -> Iterator[nn.Linear]:
             for attention in (block.attention, block.time_attention, block.cross_attention):
                 if attention is not None:
                     yield from (attention.query, attention.key, attention.value, attention.out)
+                    if attention.image:
+                        yield from (attention.image_key, attention.image_value)
             yield from (block.mlp_in, block.mlp_out)

@@ -20,7 +20,6 @@ class ModelShape:
     text_parameters: int  # of the text encoder
     autoencoder: VideoVAEConfig
     text_length: int = 512  # tokens of a prompt
-    block_extra: int = 0  # weights that a block has besides ours, such as those of an image branch
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,16 @@ class WeightCount:
 
 
 @cache
-def transformer_weights(config: DiTConfig, channels: int, text_dim: int, block_extra: int = 0) -> WeightCount:
-    """Return how many weights a `SpaceTimeDiT` has, built without numbers; ``block_extra`` of others a block."""
+def transformer_weights(config: DiTConfig, channels: int, text_dim: int) -> WeightCount:
+    """Return how many weights a `SpaceTimeDiT` has, built without numbers."""
     with torch.device("meta"):
         network = SpaceTimeDiT(config, channels, text_dim)
     linears = list(block_linears(network.blocks))
-    blocks = sum(linear.weight.numel() for linear in linears) + block_extra * config.depth
+    blocks = sum(linear.weight.numel() for linear in linears)
     biases = sum(linear.out_features for linear in linears)
     lower = biases + sum(value.numel() for value in network.text_projection.parameters())
-    total = sum(value.numel() for value in network.parameters()) + block_extra * config.depth
-    in_blocks = sum(value.numel() for value in network.blocks.parameters()) + block_extra * config.depth
+    total = sum(value.numel() for value in network.parameters())
+    in_blocks = sum(value.numel() for value in network.blocks.parameters())
     return WeightCount(
         blocks=blocks,
         rows=biases,

@@ -1,0 +1,87 @@
+"""Plans of memory on the command line: made, shown, and kept to."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidiff.cli.output import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidiff.memory import Strategy
+    from vidiff.types import Size
+
+
+def strategy_for(
+    folder: Path,
+    memory: str | None,
+    device: "torch.device",
+    dtype: "torch.dtype | None",
+    size: "Size | None" = None,
+    clips: int = 1,
+) -> "Strategy | None":
+    """Return how a published model goes to the device, and print the plan; None for a model that goes there whole.
+
+    Args:
+        folder: of the model.
+        memory: auto, low or a number of GiB; None is auto on a GPU and nothing on a CPU.
+        device: where it goes.
+        dtype: of its weights, by default as published.
+        size: of the clips; None is the model's own.
+        clips: made at once.
+
+    Raises:
+        ConfigError: if nothing fits, or the model is one of ours.
+    """
+    import torch
+
+    from vidiff.diffusers_folder import is_diffusers_folder, open_diffusers_folder
+    from vidiff.errors import ConfigError
+    from vidiff.memory import plan
+    from vidiff.memory_table import table
+
+    if not is_diffusers_folder(folder):
+        if memory is not None:
+            raise ConfigError("--memory is for published models; this one is small and goes to the device as a whole")
+        return None
+    if memory is None and device.type == "cpu":
+        return None
+    opened = open_diffusers_folder(folder)
+    found = plan(
+        opened.shape(),
+        size or opened.config.size,
+        budget=_budget(memory or "auto"),
+        clips=clips,
+        dtype=getattr(torch, opened.config.dtype) if dtype is None else dtype,
+        device=device,
+    )
+    console.print(table(found))
+    return found.strategy
+
+
+def sized(folder: Path, frames: int | None, size: str | None) -> "Size | None":
+    """Return the size that a command names, with the model's own for what it leaves open; None without such a model."""
+    from dataclasses import replace
+
+    from vidiff.diffusers_folder import is_diffusers_folder, open_diffusers_folder
+    from vidiff.sizes import parsed_size
+
+    if not is_diffusers_folder(folder) or (frames is None and size is None):
+        return None
+    own = open_diffusers_folder(folder).config.size
+    height, width = (own.height, own.width) if size is None else parsed_size(size)
+    return replace(own, frames=own.frames if frames is None else frames, height=height, width=width)
+
+
+def _budget(memory: str) -> "float | str":
+    from vidiff.errors import ConfigError
+
+    if memory in ("auto", "low"):
+        return memory
+    try:
+        found = float(memory)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 10_000:
+        raise ConfigError(f"--memory is auto, low or a number of GiB, got {memory!r}")
+    return found

@@ -1,0 +1,85 @@
+"""Where the parts of a large model are while a clip is made, as a plan of memory says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vidiff.diffusion.denoiser import Denoiser
+from vidiff.memory import Strategy
+from vidiff.models.build import Autoencoder
+from vidiff.models.dit import SpaceTimeDiT
+from vidiff.models.experts import Experts
+from vidiff.models.offload import Offload, offloaded, place_rest
+from vidiff.models.quantize import int8_weights
+
+
+class Placement:
+    """Moves a denoiser and an autoencoder, which begin on the host, to the device and away from it."""
+
+    def __init__(self, strategy: Strategy, device: torch.device, denoiser: Denoiser, autoencoder: Autoencoder):
+        """Make ready what is on the device for all phases.
+
+        Raises:
+            ConfigError: if int8 weights are planned, but torchao is not installed.
+        """
+        self.strategy, self.device, self.denoiser, self.autoencoder = strategy, device, denoiser, autoencoder
+        if strategy.int8:
+            for network in self.networks:
+                int8_weights(network)
+        self._offloads: list[Offload] = []
+        self._here = False
+        # The null text says where the model is, and is small.
+        denoiser.null_tokens = nn.Parameter(denoiser.null_tokens.to(device), requires_grad=False)
+        if strategy.transformer == "swapped":
+            for network in self.networks:
+                network.register_forward_pre_hook(self._take_turns)
+
+    @property
+    def networks(self) -> list[SpaceTimeDiT]:
+        """The transformer, or the experts."""
+        backbone = self.denoiser.backbone
+        found = list(backbone.experts) if isinstance(backbone, Experts) else [backbone]
+        assert all(isinstance(one, SpaceTimeDiT) for one in found)
+        return found  # type: ignore[return-value]
+
+    @contextmanager
+    def denoising(self) -> Iterator[None]:
+        """Have the transformer where the plan wants it."""
+        if not self._here:
+            for network in self.networks:
+                if self.strategy.transformer == "resident":
+                    network.to(self.device)
+                elif self.strategy.transformer == "streamed":
+                    place_rest(network, network.blocks, self.device)
+                    self._offloads.append(offloaded(network.blocks, self.device))
+            self._here = True
+        yield
+
+    @contextmanager
+    def coding(self) -> Iterator[None]:
+        """Have the autoencoder on the device, and the transformer only if the plan has room for both."""
+        if self.strategy.parked:
+            self._leave()
+        self.autoencoder.to(self.device)
+        yield
+        self.autoencoder.to("cpu")
+
+    def _leave(self) -> None:
+        for offload in self._offloads:
+            offload.close()
+        self._offloads.clear()
+        for network in self.networks:
+            network.to("cpu")
+        self._here = False
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take_turns(self, network: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if next(network.parameters()).device == self.device:
+            return
+        for other in self.networks:
+            if other is not network:
+                other.to("cpu")
+        network.to(self.device)
