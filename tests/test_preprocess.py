@@ -124,7 +124,7 @@ def test_red_stays_red():
         ("raw", lambda x: x, (0.0, 255.0)),
         (MeanStd(mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)), lambda x: (0.2 * x + 0.4) * 255, (-2.0, 3.0)),
     ],
-    ids=str,
+    ids=["signed", "unit", "raw", "deviation"],
 )
 def test_all_256_levels_come_back_from_every_range(pixels, back, ends):
     levels = torch.arange(256).byte().reshape(1, 16, 16, 1).expand(1, 16, 16, 3)

@@ -75,9 +75,9 @@ STAGES = (
     ("frames", "size", "word"),
     [
         (7, None, "frames must be 8 * n + 1, got 7; try 9"),
-        (None, "100x100", "multiples of 32, got 100x100; try 96x96"),
+        (None, "100x100", "multiples of 64, got 100x100; try 128x128"),
         (None, "250x256", "got 250x256; try 256x256"),
-        (6, "1x1", "got 6; try 9; width and height must be multiples of 32, got 1x1; try 32x32"),
+        (6, "1x1", "got 6; try 9; width and height must be multiples of 64, got 1x1; try 64x64"),
         (-7, None, "got -7; try 1"),
         (20_009, None, "20009 frames of 128x128 are too much"),
         (None, "8192x8192", "17 frames of 8192x8192 are too much"),
@@ -104,7 +104,9 @@ def results(bases, stages):
 def test_the_size_that_is_advised_is_reached_and_the_nearest(stages):
     pipeline, refused = cascade(*STAGES), 0
     frame_counts = [size.frames for size in results([Size(4 * n + 1, 64, 64, 12.0) for n in range(60)], stages)]
-    sides = [size.height for size in results([Size(1, 8 * n, 8 * n, 12.0) for n in range(1, 60)], stages)]
+    sides = [
+        size.height for size in results([Size(1, 16 * n, 16 * n, 12.0) for n in range(1, 60)], stages)
+    ]  # in tokens of 2 x 2
     for n in range(1, 150):
         frames, width, height = n, n, 151 - n
         try:
