@@ -34,6 +34,8 @@ def invert(
     with terminated_as_interrupt():
         import time
 
+        import torch
+
         from vidiff.cli.devices import chosen_device
         from vidiff.cli.jobs import check_writable, checked
         from vidiff.cli.progress import sampling_progress
@@ -49,7 +51,7 @@ def invert(
         if target.suffix != ".safetensors":
             raise ConfigError(f"{target}: noise is kept as .safetensors")
         check_writable(target)
-        pipeline = load(find_model(model), chosen_device(device))
+        pipeline = load(find_model(model), chosen_device(device), torch.float32)
         frames, size = read_frames(clip, pipeline)
         fewest, most = pipeline.config.frames
         if not fewest <= size.frames <= most:

@@ -4,13 +4,15 @@
 
 Weights are random, shapes those of Wan 2.1 with fewer channels and layers (--scale full has the published VAE's). Runs
 alternate within one process, and the median of each side counts. Peak memory is that of a process of its own, above
-what it held before; --long adds the autoencoder at twice the frames, to show how its peak grows.
+what it held before (on a CPU, Linux only); --long adds the autoencoder at twice the frames, to show how its peak grows.
 """
 
 import argparse
+import gc
 import json
+import logging
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -188,9 +190,18 @@ def _peak(scale: Scale, dtype: torch.dtype, device: str, part: str, side: int) -
         before = torch.cuda.memory_allocated()
         in_dtype(sides, call) if side == 0 else torch.no_grad()(call)()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     in_dtype(sides, call) if side == 0 else torch.no_grad()(call)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    """Return a size in MiB of this process, as Linux tells it."""
+    found = re.search(name + r":\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
 
 
 def main() -> None:
@@ -204,6 +215,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # of casting, which is what is wanted here
     scale, rows = SCALES[arguments.scale], []
     console = Console(stderr=True)
     for name in arguments.dtypes.split(","):
