@@ -8,7 +8,8 @@ from rich.console import Console
 
 from scripts.memory_plans import lines
 from vidiff.errors import ConfigError
-from vidiff.interop.wan_sizes import LARGE, SHAPES, SIZES, SMALL
+from vidiff.interop.wan_published import LARGE, SMALL
+from vidiff.interop.wan_sizes import SHAPES, SIZES
 from vidiff.memory import GIB, MemoryPlan, Phase, plan
 from vidiff.memory_table import table
 from vidiff.models.autoencoder import VideoVAEConfig

@@ -20,7 +20,7 @@ from vidiff.errors import CheckpointError, ConfigError
 from vidiff.files import sha256_of
 from vidiff.interop import wan_autoencoder, wan_transformer
 from vidiff.interop.component import Component, fill, open_component, read_json
-from vidiff.interop.wan_published import LARGE, Published, published
+from vidiff.interop.wan_published import MANY_PIXELS, Published, published
 from vidiff.model_folder import ModelConfig, Pictures, SamplingConfig
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig
@@ -148,7 +148,7 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         size=Size(81, 480, 832, 16.0) if known_as is None else known_as.size,
         frames=(1, 81 if known_as is None else known_as.size.frames),
         pictures=pictures,
-        large_shift=None if known_as is None or known_as.large_shift is None else (LARGE, known_as.large_shift),
+        large_shift=None if known_as is None or known_as.large_shift is None else (MANY_PIXELS, known_as.large_shift),
         dtype="float32" if known_as is None else "bfloat16",
     )
     return DiffusersFolder(folder, config, known_as, transformers, vae)

@@ -300,7 +300,7 @@ def _load_published(
     vae = opened.autoencoder(home)
     denoiser = opened.denoiser(vae, null, home, chosen)
     placement = None if strategy is None else Placement(strategy, device, denoiser, vae)
-    encoder = _image_encoder(opened.config.backbone, folder, text_device, chosen)
+    encoder = _image_encoder(opened.config.backbone, folder, home, chosen)  # small, and needed once a clip
     return Pipeline(
         *(opened.config, text_encoder, vae, denoiser, folder_hash(folder)), image_encoder=encoder, placement=placement
     )

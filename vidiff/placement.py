@@ -63,8 +63,10 @@ class Placement:
         if self.strategy.parked:
             self._leave()
         self.autoencoder.to(self.device)
-        yield
-        self.autoencoder.to("cpu")
+        try:
+            yield
+        finally:
+            self.autoencoder.to("cpu")
 
     def _leave(self) -> None:
         for offload in self._offloads:

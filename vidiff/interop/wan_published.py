@@ -10,7 +10,7 @@ _NEGATIVE = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
     "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-LARGE = 600_000  # pixels a frame; the published sizes are 832x480, which is below, and 1280x720 or 1280x704
+MANY_PIXELS = 600_000  # pixels a frame; the published sizes are 832x480, which is below, and 1280x720 or 1280x704
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,36 @@ class Published:
     shift: float
     pictures: str = "none"  # as in ModelConfig
     boundary: float | None = None  # time at which the expert for much noise ends
-    large_shift: float | None = None  # for frames of LARGE or more pixels
+    large_shift: float | None = None  # for frames of MANY_PIXELS or more
     image_dim: int | None = None
     negative: str = _NEGATIVE
     ffn_dim: int = 13824
     params: float = 0.0  # of the transformer, in 10^9; of one expert
 
 
-_SMALL, _LARGE = Size(81, 480, 832, 16.0), Size(81, 720, 1280, 16.0)
+SMALL, LARGE = Size(81, 480, 832, 16.0), Size(81, 720, 1280, 16.0)
 
 PUBLISHED = (
     Published(
         name="Wan 2.1 T2V 1.3B", hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", width=1536, depth=30, latent_channels=16,
-        size=_SMALL, num_steps=50, guidance=5.0, shift=5.0, ffn_dim=8960, params=1.419,
+        size=SMALL, num_steps=50, guidance=5.0, shift=5.0, ffn_dim=8960, params=1.419,
     ),
     Published(
         name="Wan 2.1 T2V 14B", hub="Wan-AI/Wan2.1-T2V-14B-Diffusers", width=5120, depth=40, latent_channels=16,
-        size=_LARGE, num_steps=50, guidance=5.0, shift=5.0, params=14.288,
+        size=LARGE, num_steps=50, guidance=5.0, shift=5.0, params=14.288,
     ),
     Published(
         name="Wan 2.1 I2V 14B", hub="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", width=5120, depth=40, latent_channels=16,
-        size=_SMALL, num_steps=40, guidance=5.0, shift=3.0, large_shift=5.0, pictures="concat", image_dim=1280,
+        size=SMALL, num_steps=40, guidance=5.0, shift=3.0, large_shift=5.0, pictures="concat", image_dim=1280,
         negative=f"镜头晃动，{_NEGATIVE}", params=16.395,
     ),
     Published(
         name="Wan 2.2 T2V A14B", hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers", width=5120, depth=40, latent_channels=16,
-        size=_LARGE, num_steps=40, guidance="4@0.875:1,3", shift=12.0, boundary=0.875, params=14.288,
+        size=LARGE, num_steps=40, guidance="4@0.875:1,3", shift=12.0, boundary=0.875, params=14.288,
     ),
     Published(
         name="Wan 2.2 I2V A14B", hub="Wan-AI/Wan2.2-I2V-A14B-Diffusers", width=5120, depth=40, latent_channels=16,
-        size=_LARGE, num_steps=40, guidance=3.5, shift=5.0, boundary=0.9, pictures="concat", params=14.289,
+        size=LARGE, num_steps=40, guidance=3.5, shift=5.0, boundary=0.9, pictures="concat", params=14.289,
     ),
     Published(
         name="Wan 2.2 TI2V 5B", hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers", width=3072, depth=30, latent_channels=48,

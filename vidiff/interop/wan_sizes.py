@@ -1,33 +1,33 @@
 """The published Wan models as plans know them: what they consist of and the clips they were made for."""
 
-from dataclasses import replace
-
+from vidiff.interop.wan_published import LARGE, PUBLISHED, SMALL, Published
 from vidiff.models.autoencoder import VideoVAEConfig
 from vidiff.models.dit import DiTConfig
 from vidiff.models.shapes import ModelShape
-from vidiff.types import Size
 
 UMT5_XXL = 5_681_000_000  # parameters of the text encoder of all of them
 
-_1B = DiTConfig(dim=1536, depth=30, num_heads=12, ffn_dim=8960, mask_text=False)
-_5B = DiTConfig(dim=3072, depth=30, num_heads=24, ffn_dim=14336, mask_text=False)
-_14B = DiTConfig(dim=5120, depth=40, num_heads=40, ffn_dim=13824, mask_text=False)
 _VAE = VideoVAEConfig()
-_I2V = replace(_14B, concat_channels=20, image_dim=1280)
 _VAE_22 = VideoVAEConfig(latent_channels=48, dim=160, decoder_dim=256, patch_size=2, shortcuts=True)
+_MASK_CHANNELS = 4  # of what image-to-video transformers see beside a picture's latents
 
-SMALL, LARGE = Size(81, 480, 832, 16.0), Size(81, 720, 1280, 16.0)
-SHAPES = {
-    "Wan 2.1 T2V 1.3B": ModelShape((_1B,), 16, 4096, UMT5_XXL, _VAE),
-    "Wan 2.1 T2V 14B": ModelShape((_14B,), 16, 4096, UMT5_XXL, _VAE),
-    "Wan 2.1 I2V 14B": ModelShape((_I2V,), 16, 4096, UMT5_XXL, _VAE),
-    "Wan 2.2 T2V A14B": ModelShape((_14B, _14B), 16, 4096, UMT5_XXL, _VAE),
-    "Wan 2.2 TI2V 5B": ModelShape((_5B,), 48, 4096, UMT5_XXL, _VAE_22),
-}
-SIZES = {
-    "Wan 2.1 T2V 1.3B": (SMALL,),
-    "Wan 2.1 T2V 14B": (SMALL, LARGE),
-    "Wan 2.1 I2V 14B": (SMALL, LARGE),
-    "Wan 2.2 T2V A14B": (SMALL, LARGE),
-    "Wan 2.2 TI2V 5B": (Size(121, 704, 1280, 24.0),),
-}
+
+def shape_of(model: Published) -> ModelShape:
+    """Return what ``model`` consists of."""
+    channels = model.latent_channels
+    transformer = DiTConfig(
+        dim=model.width,
+        depth=model.depth,
+        num_heads=model.width // 128,
+        ffn_dim=model.ffn_dim,
+        mask_text=False,
+        concat_channels=channels + _MASK_CHANNELS if model.pictures == "concat" else 0,
+        image_dim=model.image_dim,
+    )
+    experts = 1 if model.boundary is None else 2
+    return ModelShape((transformer,) * experts, channels, 4096, UMT5_XXL, _VAE_22 if channels == 48 else _VAE)
+
+
+SHAPES = {model.name: shape_of(model) for model in PUBLISHED}
+# The 1.3B was made for the small size and the 5B for its own, the others for both.
+SIZES = {model.name: (SMALL, LARGE) if model.width == 5120 else (model.size,) for model in PUBLISHED}
