@@ -61,3 +61,38 @@ def test_models_of_ours_have_no_plan():
 
     with pytest.raises(ConfigError, match="plans of memory are for published models"):
         load(find_model("sprites"), strategy=Strategy("host", "resident", False, "chunks", False))
+
+
+def test_the_text_encoder_is_built_once_for_a_clip_and_gone_while_it_is_sampled(folder, monkeypatch):
+    import vidiff.pipeline as module
+
+    built = []
+    build = module.build_text_encoder
+    monkeypatch.setattr(module, "build_text_encoder", lambda *args: built.append(args) or build(*args))
+    model = load(folder, strategy=Strategy("host", "resident", False, "chunks", False))
+    gone = []
+    sampling = replace(model.config.sampling, num_steps=2, guidance=Guidance(scale=3.0))
+    model.sample(
+        *(["a red ball"], [0], SIZE, sampling),
+        negatives=["a blue cat"],
+        on_step=lambda *step: gone.append(model.text_encoder._encoder is None),
+    )
+    assert len(built) == 1 and gone == [True, True]
+
+
+def test_int8_weights_are_made_of_what_a_lora_has_changed(folder, expected, tmp_path):
+    pytest.importorskip("torchao", reason="torchao makes int8 weights")
+    from safetensors.torch import save_file
+
+    from vidiff.adapting import adapted, lora_file
+
+    generator, file = torch.Generator().manual_seed(0), tmp_path / "style.safetensors"
+    name = "transformer.blocks.0.ffn.net.2"
+    parts = {"A": torch.randn(2, 40, generator=generator), "B": torch.randn(24, 2, generator=generator)}
+    save_file({f"{name}.lora_{part}.weight": value for part, value in parts.items()}, file)
+    made = []
+    for int8 in (False, True):
+        model = load(folder, strategy=Strategy("host", "streamed", int8, "chunks", True))
+        made.append(latents(adapted(model, [lora_file(str(file))], lambda text: None)))
+    scale = made[0].abs().max()
+    assert 0 < (made[1] - made[0]).abs().max() / scale < 0.05 < (made[0] - expected).abs().max() / scale

@@ -250,6 +250,18 @@ def pickled(copy):
             ["DDIMScheduler is not known"],
         ),
         (lambda copy: edited(copy / "model_index.json", boundary_ratio=0.9), ["boundary_ratio"]),
+        (
+            lambda copy: edited(copy / "transformer" / "config.json", patch_size=3),
+            ["transformer: its config is damaged"],
+        ),
+        (
+            lambda copy: edited(copy / "vae" / "config.json", latents_mean=["a", "b"]),
+            ["vae: its config is damaged"],
+        ),
+        (
+            lambda copy: edited(copy / "scheduler" / "scheduler_config.json", flow_shift="much"),
+            ["scheduler: its config is damaged"],
+        ),
     ],
     ids=[
         *(
@@ -265,7 +277,7 @@ def pickled(copy):
             "auto_map",
             "part",
         ),
-        *("json", "scheduler", "boundary"),
+        *("json", "scheduler", "boundary", "patch", "statistics", "shift"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(vidiff, copy, tmp_path, change, words):

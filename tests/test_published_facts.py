@@ -1,5 +1,6 @@
 """The published models in full size, on the meta device: every name and shape has its place."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 from tests.published import diffusers
+from vidiff.diffusers_folder import folder_hash
 from vidiff.diffusion.schedule import FlowSchedule
 from vidiff.interop import wan_transformer
-from vidiff.interop.wan_published import PUBLISHED, published
+from vidiff.interop.wan_published import MANY_PIXELS, PUBLISHED, published
+from vidiff.model_folder import ModelConfig, SamplingConfig
 from vidiff.models.dit import SpaceTimeDiT
 from vidiff.sampling.times import FlowSpacing
+from vidiff.types import Size
 
 FACTS = json.loads((Path(__file__).parent / "data" / "wan_transformers.json").read_text())["transformers"]
 
@@ -80,3 +84,26 @@ def test_the_published_grid_ends_where_it_is_said_to():
     assert (1000 * native).floor().long().tolist()[:4] == [999, 995, 991, 987]
     assert (1000 * native).floor().long().tolist()[-4:] == [241, 172, 92, 0]
     assert (1000 * reference).floor().long().tolist()[-4:] == [244, 175, 96, 0]
+
+
+def test_large_frames_have_the_shift_that_was_published_for_them():
+    own = SamplingConfig(spacing=FlowSpacing(shift=3.0))
+    config = ModelConfig(sampling=own, large_shift=(MANY_PIXELS, 5.0))
+    small, large = Size(81, 480, 832, 16.0), Size(81, 720, 1280, 16.0)
+    assert config.sized(own, small) == own
+    assert config.sized(own, large).spacing == FlowSpacing(shift=5.0)
+    chosen = SamplingConfig(spacing=FlowSpacing(shift=8.0))
+    assert config.sized(chosen, large) == chosen  # what someone has set stays
+
+
+def test_files_that_a_hub_names_by_their_hash_are_not_read_for_it(tmp_path, monkeypatch):
+    data = b"weights"
+    name = hashlib.sha256(data).hexdigest()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.safetensors").write_bytes(data)
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "a.safetensors").symlink_to(tmp_path / name)
+    expected = folder_hash(tmp_path / "plain")
+    monkeypatch.setattr("vidiff.diffusers_folder.sha256_of", None)
+    assert folder_hash(tmp_path / "snapshot") == expected

@@ -5,7 +5,9 @@ model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer
 
 import hashlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.schedule import FlowSchedule
-from vidiff.errors import CheckpointError, ConfigError
+from vidiff.errors import CheckpointError, ConfigError, UserError
 from vidiff.files import sha256_of
 from vidiff.interop import wan_autoencoder, wan_transformer
 from vidiff.interop.component import Component, fill, open_component, read_json
@@ -73,7 +75,8 @@ class DiffusersFolder:
         with torch.device("meta"):
             vae = VideoVAE(config)
         fill(vae, self.vae, wan_autoencoder.to_diffusers, device)
-        mean, std = (torch.tensor(self.vae.config[f"latents_{name}"]) for name in ("mean", "std"))
+        with _named_in(self.vae.folder):
+            mean, std = (torch.tensor(self.vae.config[f"latents_{name}"]).float() for name in ("mean", "std"))
         channels = config.latent_channels
         if mean.shape != (channels,) or std.shape != (channels,):
             raise CheckpointError(f"{self.vae.folder}: latents_mean and latents_std are not of {channels} channels")
@@ -125,7 +128,8 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
     names = ["transformer", *(["transformer_2"] if _has(index, "transformer_2") else [])]
     transformers = tuple(open_component(folder / name) for name in names)
     vae = open_component(folder / "vae")
-    found = [wan_transformer.config_from_diffusers(one.config) for one in transformers]
+    with _named_in(transformers[0].folder):
+        found = [wan_transformer.config_from_diffusers(one.config) for one in transformers]
     if any(one != found[0] for one in found):
         raise CheckpointError(f"{folder}: transformer and transformer_2 are of different shapes")
     dit, channels, text_dim = found[0]
@@ -134,6 +138,8 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         raise CheckpointError(f"{folder / INDEX}: two transformers need a boundary_ratio, and one has none")
     pictures: Pictures = "known" if index.get("expand_timesteps") else "concat" if dit.concat_channels else "none"
     known_as = published(dit, channels, boundary)
+    with _named_in(folder / "scheduler"):
+        sampling = _scheduled(folder) if known_as is None else _as_published(known_as)
     config = ModelConfig(
         name=folder.resolve().name if known_as is None else known_as.name,
         backbone=dit if boundary is None else ExpertsConfig(expert=dit, boundaries=(float(boundary),)),
@@ -144,7 +150,7 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         null_tokens=_TEXT_TOKENS,
         schedule=FlowSchedule(),
         predicts="flow",
-        sampling=_scheduled(folder) if known_as is None else _as_published(known_as),
+        sampling=sampling,
         size=Size(81, 480, 832, 16.0) if known_as is None else known_as.size,
         frames=(1, 81 if known_as is None else known_as.size.frames),
         pictures=pictures,
@@ -154,13 +160,30 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
     return DiffusersFolder(folder, config, known_as, transformers, vae)
 
 
+@contextmanager
+def _named_in(folder: Path) -> Iterator[None]:
+    """Turn what a config of the wrong kind raises into a CheckpointError that names its folder."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: its config is damaged: {type(error).__name__} {error}") from error
+
+
 def folder_hash(folder: Path) -> str:
     """Return the SHA-256 over all configs and weights of a published model, in hexadecimal."""
     digest = hashlib.sha256()
     parts = [path for kind in ("*.json", "*.safetensors") for path in folder.rglob(kind)]
     for path in sorted(parts):
-        digest.update(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(f"{_sha256_of(path)}  {path.relative_to(folder).as_posix()}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    """Return a file's SHA-256; in the hub's cache files are links to what is named by it, and need not be read."""
+    target = path.resolve().name
+    return target if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", target) else sha256_of(path)
 
 
 def _check_architecture(folder: Path, index: dict[str, Any]) -> None:

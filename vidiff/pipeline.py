@@ -61,15 +61,21 @@ class Pipeline:
 
     @contextmanager
     def denoising(self) -> Iterator[None]:
-        """Have what denoises where it has to be."""
+        """Have what denoises where it has to be, and the text encoder out of its way."""
+        self._release_text()
         with nullcontext() if self.placement is None else self.placement.denoising():
             yield
 
     @contextmanager
     def coding(self) -> Iterator[None]:
-        """Have the autoencoder where it has to be."""
+        """Have the autoencoder where it has to be, and the text encoder out of its way."""
+        self._release_text()
         with nullcontext() if self.placement is None else self.placement.coding():
             yield
+
+    def _release_text(self) -> None:
+        if isinstance(self.text_encoder, PassingTextEncoder):
+            self.text_encoder.release()
 
     @property
     def device(self) -> torch.device:
@@ -125,11 +131,12 @@ class Pipeline:
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
         device, times = self.device, self.times(size, sampling).to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
+        away = self.text(negatives) if any(negatives) else None  # all texts first: their encoder may have to go then
         with self.coding() if pictures is not None else nullcontext():
             start = started_from(pictures, self.config.pictures, self.autoencoder, self.image_encoder, size, device)
         conds = replace(conds, conds=tuple(replace(cond, **start) for cond in conds.conds))
         null = Conditioning(self.denoiser.null_text(len(prompts)), **start)
-        negative = null.with_text(self.text(negatives)) if any(negatives) else None
+        negative = None if away is None else null.with_text(away)
         source = self._noise(seeds, arcs, noise_from)
         latents = _started(source.randn(*shape), noise).to(device)
         with self.denoising(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -19,17 +19,10 @@ class Placement:
     """Moves a denoiser and an autoencoder, which begin on the host, to the device and away from it."""
 
     def __init__(self, strategy: Strategy, device: torch.device, denoiser: Denoiser, autoencoder: Autoencoder):
-        """Make ready what is on the device for all phases.
-
-        Raises:
-            ConfigError: if int8 weights are planned, but torchao is not installed.
-        """
+        """Make ready what is on the device for all phases."""
         self.strategy, self.device, self.denoiser, self.autoencoder = strategy, device, denoiser, autoencoder
-        if strategy.int8:
-            for network in self.networks:
-                int8_weights(network)
         self._offloads: list[Offload] = []
-        self._here = False
+        self._here = self._lowered = False
         # The null text says where the model is, and is small.
         denoiser.null_tokens = nn.Parameter(denoiser.null_tokens.to(device), requires_grad=False)
         if strategy.transformer == "swapped":
@@ -46,7 +39,15 @@ class Placement:
 
     @contextmanager
     def denoising(self) -> Iterator[None]:
-        """Have the transformer where the plan wants it."""
+        """Have the transformer where the plan wants it.
+
+        Raises:
+            ConfigError: if int8 weights are planned, but torchao is not installed.
+        """
+        if self.strategy.int8 and not self._lowered:  # not before: a LoRA is added to weights in full
+            for network in self.networks:
+                int8_weights(network)
+            self._lowered = True
         if not self._here:
             for network in self.networks:
                 if self.strategy.transformer == "resident":

@@ -38,11 +38,6 @@ class Component:
     files: dict[str, Path]  # of each tensor
     shapes: dict[str, tuple[int, ...]]
 
-    @property
-    def bytes(self) -> int:
-        """Return the size of the weights' files."""
-        return sum(path.stat().st_size for path in set(self.files.values()))
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds.

@@ -69,10 +69,9 @@ PUBLISHED = (
 
 def published(config: DiTConfig, latent_channels: int, boundary: float | None) -> Published | None:
     """Return the published model of this shape, or None for any other."""
+    wanted = (config.dim, config.depth, latent_channels, boundary, config.image_dim, config.concat_channels > 0)
     for one in PUBLISHED:
         shape = (one.width, one.depth, one.latent_channels, one.boundary, one.image_dim, one.pictures == "concat")
-        if shape == (
-            *(config.dim, config.depth, latent_channels, boundary, config.image_dim, config.concat_channels > 0),
-        ):
+        if shape == wanted:
             return one
     return None
