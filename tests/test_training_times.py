@@ -41,6 +41,17 @@ def test_strata_may_leave_out_what_sampling_never_meets():
             StratifiedTimes(t_min=t_min)
 
 
+def test_strata_move_towards_noise_and_still_begin_at_t_min():
+    plain = StratifiedTimes(t_min=0.2).draw(1000, torch.Generator().manual_seed(0), CosineSchedule())
+    found = StratifiedTimes(t_min=0.2, shift=20.0).draw(1000, torch.Generator().manual_seed(0), CosineSchedule())
+    u = found / (20 - 19 * found)  # the inverse of equation 23 of Esser et al. (2024)
+    least = 0.2 / (20 - 19 * 0.2)
+    assert torch.allclose((u - least) / (1 - least), (plain - 0.2) / 0.8, atol=1e-4)
+    assert found.min() >= 0.2 and found.max() <= 1 and (found > 0.95).float().mean() == pytest.approx(0.519, abs=0.005)
+    with pytest.raises(ConfigError, match="shift must be positive"):
+        StratifiedTimes(shift=0.0)
+
+
 def test_a_spread_that_is_not_positive_is_refused():
     with pytest.raises(ConfigError, match="std must be positive"):
         LogitNormalTimes(std=0)

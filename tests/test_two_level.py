@@ -7,6 +7,7 @@ import torch
 
 from vidiff import config
 from vidiff.checkpoint import save_model
+from vidiff.diffusion.guidance import Guidance, guided
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.model_folder import ModelConfig
 from vidiff.models.build import build_backbone
@@ -39,6 +40,26 @@ def stirred(network):
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return network
+
+
+def test_what_the_text_becomes_is_made_once_a_run_and_changes_nothing():
+    network = stirred(built())
+    x, _, cond = inputs()
+    null = cond.with_text(TextEmbedding(torch.zeros(2, 1, 16), torch.ones(2, 1, dtype=torch.bool)))
+    calls = []
+    for name, part in network.named_modules():
+        if name.endswith(("text_projection", "cross_attention.key")):
+            part.register_forward_hook(lambda *_, name=name: calls.append(name))
+
+    def run(*conds):
+        denoise = guided(lambda x, t, cond: network(x, t, cond), *conds, Guidance(scale=3.0, t_min=0.5))
+        with torch.no_grad():  # two steps with guidance, two without
+            return [denoise(x, torch.full((2,), at)) for at in (0.9, 0.7, 0.4, 0.2)]
+
+    expected, made = run(cond, null), len(calls)
+    found = run(*(one.with_text(one.text.keeping()) for one in (cond, null)))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert made == 4 * 6 and len(calls) - made == 2 * 6  # of both texts together, and of one
 
 
 def test_it_begins_as_its_coarse_level():

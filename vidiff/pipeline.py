@@ -136,6 +136,10 @@ class Pipeline:
             start = started_from(pictures, self.config.pictures, self.autoencoder, self.image_encoder, size, device)
         conds = replace(conds, conds=tuple(replace(cond, **start) for cond in conds.conds))
         null = Conditioning(self.denoiser.null_text(len(prompts)), **start)
+        if self.placement is None:  # what is kept for all steps is in no plan of memory
+            conds = replace(conds, conds=tuple(cond.with_text(cond.text.keeping()) for cond in conds.conds))
+            null = null.with_text(null.text.keeping())
+            away = None if away is None else away.keeping()
         negative = None if away is None else null.with_text(away)
         source = self._noise(seeds, arcs, noise_from)
         latents = _started(source.randn(*shape), noise).to(device)

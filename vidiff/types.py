@@ -4,11 +4,12 @@ Axes: B batch, C channels, F frames, H height, W width (pixels); f, h, w the sam
 L text tokens, D width of a text token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidiff.errors import ConfigError
 
@@ -19,6 +20,19 @@ class TextEmbedding:
 
     tokens: Tensor  # (B, L, D)
     mask: Tensor  # (B, L), True where a token is real; at least one in each row
+    kept: dict[nn.Module, Any] | None = None  # what parts of networks made of the tokens; None: nothing is kept
+
+    def keeping(self) -> "TextEmbedding":
+        """Return the same, from which networks may keep what no step changes, for the steps of one run."""
+        return replace(self, kept={})
+
+    def once(self, part: nn.Module, make: Callable[[], Any]) -> Any:
+        """Return what ``part`` makes of the tokens: made anew, or what was kept of it."""
+        if self.kept is None:
+            return make()
+        if part not in self.kept:
+            self.kept[part] = make()
+        return self.kept[part]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextEmbedding":
         return TextEmbedding(self.tokens.to(device, dtype), self.mask.to(device))
@@ -29,7 +43,8 @@ class TextEmbedding:
         if extra <= 0:
             return self
         pad = torch.nn.functional.pad
-        return TextEmbedding(pad(self.tokens, (0, 0, 0, extra)), pad(self.mask, (0, extra)))
+        kept: dict[nn.Module, Any] | None = None if self.kept is None else {}
+        return TextEmbedding(pad(self.tokens, (0, 0, 0, extra)), pad(self.mask, (0, extra)), kept)
 
 
 def pooled_text(text: TextEmbedding) -> Tensor:
@@ -73,7 +88,8 @@ class Conditioning:
         """Stack the samples of ``other`` behind these (B + B'), so that one call of the backbone serves both."""
         length = max(self.text.tokens.shape[1], other.text.tokens.shape[1])
         mine, theirs = self.text.padded(length), other.text.padded(length)
-        text = TextEmbedding(torch.cat([mine.tokens, theirs.tokens]), torch.cat([mine.mask, theirs.mask]))
+        kept: dict[nn.Module, Any] | None = None if mine.kept is None or theirs.kept is None else {}
+        text = TextEmbedding(torch.cat([mine.tokens, theirs.tokens]), torch.cat([mine.mask, theirs.mask]), kept)
 
         def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
             if (a is None) != (b is None):

@@ -151,6 +151,7 @@ class _Guided:
     schedule: NoiseSchedule | None
     times: Tensor | None
     memory: RunningAverage | None
+    joined: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)  # of the run's conditionings, by identity
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the guided estimate of x_0 for x_t (B, C, f, h, w) at t (B,)."""
@@ -196,13 +197,21 @@ class _Guided:
         count = len(parts)
         if count > 1:
             x_t, t = x_t.repeat(count, *[1] * (x_t.ndim - 1)), t.repeat(count)
-        outputs = list(self.denoiser(x_t, t, reduce(Conditioning.joined, parts)).chunk(count))
+        # One object for all steps, in which networks find again what they kept; what skips is made anew each time.
+        joined = reduce(Conditioning.joined, parts) if skips else self._joined(parts)
+        outputs = list(self.denoiser(x_t, t, joined).chunk(count))
         return _Estimates(
             null=outputs.pop(0) if guides else None,
             cond=blended([outputs.pop(0) for _ in conds], weights),
             negative=outputs.pop(0) if negative else None,
             skipped=blended(outputs, weights) if skips else None,
         )
+
+    def _joined(self, parts: list[Conditioning]) -> Conditioning:
+        key = tuple(map(id, parts))
+        if key not in self.joined:
+            self.joined[key] = reduce(Conditioning.joined, parts)
+        return self.joined[key]
 
     def _rests(self, t: Tensor) -> Tensor | None:
         """Return which samples are in their first, resting steps, bool, (B,); None if there are none such steps."""

@@ -25,20 +25,25 @@ class UniformTimes:
 @dataclass(frozen=True)
 class StratifiedTimes:
     """One time in each of B equal parts of [t_min, 1), in random order: uniform, with less variance in the loss
-    (Kingma et al., 2021, appendix I.1)."""
+    (Kingma et al., 2021, appendix I.1), then moved towards noise by ``shift`` (Esser et al., 2024, equation 23)."""
 
     kind: Literal["stratified"] = "stratified"
     t_min: float = 0.0  # less noise than sampling ever meets (its `last_t`) is not worth a sample
+    shift: float = 1.0  # s in s t / (1 + (s - 1) t): above 1, more of the noise where it is decided what is where
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < 1:
             raise ConfigError(f"t_min is a time in [0, 1), got {self.t_min}")
+        if not self.shift > 0:
+            raise ConfigError(f"shift must be positive, got {self.shift}")
 
     def draw(self, batch: int, generator: torch.Generator, schedule: NoiseSchedule) -> Tensor:
         """Return ``batch`` times, (B,), float32, on the generator's device."""
         within = torch.rand(batch, generator=generator, device=generator.device)
         part = torch.randperm(batch, generator=generator, device=generator.device)
-        return self.t_min + (1 - self.t_min) * (part + within) / batch
+        least = self.t_min / (self.shift - (self.shift - 1) * self.t_min)  # moved, it is t_min
+        u = least + (1 - least) * (part + within) / batch
+        return self.shift * u / (1 + (self.shift - 1) * u)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class Attention(nn.Module):
         rotary: Tensor | None = None,
         mask: Tensor | None = None,
         image: Tensor | None = None,
+        states: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Attend from ``x`` to ``context``, by default to ``x``.
 
@@ -72,14 +73,14 @@ class Attention(nn.Module):
             rotary: complex rotations for queries and keys, (B or 1, N, 1, D / num_heads / 2).
             mask: True where a context token may be seen, (B, L).
             image: tokens of a picture to look at as well, (B, M, D).
+            states: `keys_and_values` of the context, if they are there already.
 
         Returns:
             Tokens, (B, N, D).
         """
-        context = x if context is None else context
         scale = (x.shape[-1] // self.num_heads) ** -0.5  # multiplied into the norm's weight, where it costs nothing
-        q, k, v = self.norm_query(self.query(x), scale), self.norm_key(self.key(context)), self.value(context)
-        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
+        q = self.norm_query(self.query(x), scale).unflatten(-1, (self.num_heads, -1))
+        k, v = self.keys_and_values(x if context is None else context) if states is None else states
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
@@ -88,6 +89,11 @@ class Attention(nn.Module):
             k, v = (states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (k, v))
             y = y + attend(q.transpose(1, 2), k, v)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what there is to see of ``context`` (B, L, D), each (B, L, num_heads, D / num_heads)."""
+        k, v = self.norm_key(self.key(context)), self.value(context)
+        return k.unflatten(-1, (self.num_heads, -1)), v.unflatten(-1, (self.num_heads, -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ tokens, D width.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ from vidiff.models.embeddings import (
     token_positions,
 )
 from vidiff.models.skipping import check_layers, passed
-from vidiff.types import Conditioning, pooled_text
+from vidiff.types import Conditioning, TextEmbedding, pooled_text
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Context:
     image: Tensor | None = None  # projected states of a picture, (B, M, D)
     known_emb: Tensor | None = None  # as emb, of t = 0: for the first `known` tokens, which are not noisy
     known: int = 0
+    source: TextEmbedding | None = None  # what `text` was made from, where it keeps what is made of it
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,16 @@ class SpaceTimeBlock(nn.Module):
         # The affine norm runs in the products' precision, so that no float32 copy of the tokens is made and cast.
         norm, dtype = self.cross_norm, context.dtype
         y = F.layer_norm(x.to(dtype), x.shape[-1:], norm.weight.to(dtype), norm.bias.to(dtype), self.eps)
-        x = x + self.cross_attention(y.to(dtype), context.text, mask=context.text_mask, image=context.image)
+        x = x + self.cross_attention(
+            y.to(dtype), states=self._text_states(context), mask=context.text_mask, image=context.image
+        )
 
         y = self.mlp_in(self._modulated(x, branches[-1], context))
         return gated(x, self.mlp_out(F.gelu(y, approximate="tanh")), branches[-1])
+
+    def _text_states(self, context: Context) -> tuple[Tensor, Tensor]:
+        make = partial(self.cross_attention.keys_and_values, context.text)
+        return make() if context.source is None else context.source.once(self.cross_attention, make)
 
     def _branches(self, context: Context, tokens: int) -> tuple[Tensor, ...]:
         """Return shift, scale and gate of each branch, (B, 3, 1, D), or for each token, (B, 3, N, D)."""
@@ -310,7 +318,8 @@ class SpaceTimeDiT(nn.Module):
         image = None if self.image_projection is None or cond.image is None else self.image_projection(cond.image)
         return Context(
             emb=self._projected(emb),
-            text=self.text_projection(cond.text.tokens),
+            text=cond.text.once(self.text_projection, partial(self.text_projection, cond.text.tokens)),
+            source=cond.text,
             text_mask=cond.text.mask if self.config.mask_text else None,
             rotary=rotary,
             num_frames=sizes[0],

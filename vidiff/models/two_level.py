@@ -10,6 +10,7 @@ of the small ones.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -103,7 +104,8 @@ class TwoLevelDiT(nn.Module):
             out_emb = self.out_projection(emb)[:, None]
         context = Context(
             emb=modulation,
-            text=self.text_projection(cond.text.tokens),
+            text=cond.text.once(self.text_projection, partial(self.text_projection, cond.text.tokens)),
+            source=cond.text,
             text_mask=cond.text.mask if self.config.coarse.mask_text else None,
             rotary=rotary_table(positions, self.config.fine.head_dim),
             num_frames=f,
