@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vidiff.diffusion.schedule import NoiseSchedule
 
-# What an ODE or SDE is stepped in: sigma / alpha, whose slope is eps (Karras et al., 2022, equation 4), or the time of a
-# flow, whose slope is eps - x_0 (Liu et al., 2023). Steps of first order without noise are the same on both.
+# What an ODE is stepped in: sigma / alpha, where the slope is eps (Karras et al., 2022, equation 4), or the time of a
+# flow, where it is eps - x_0 (Liu et al., 2023). Steps of first order without fresh noise are the same on both.
 Axis = Literal["ratio", "flow"]
 
 # Below this alpha / sigma x_t counts as pure noise: what divides by alpha says nothing there.

@@ -147,7 +147,7 @@ class FlowSpacing:
 
     ``grid`` says which implementation's steps they are, to the last digit: those of Wan's own code, which are also
     diffusers' for DPM-Solver++ and DEIS; diffusers' for UniPC; diffusers' for Euler, Heun and consistency steps; or
-    even in t from 1 to 0, without any of their edges.
+    even in t all the way from 1 to 0, as diffusers has them for flow maps.
     """
 
     kind: Literal["flow"] = "flow"
