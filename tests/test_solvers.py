@@ -23,7 +23,11 @@ from vidiff.sampling.two_stage import EDM, DPMpp2S, Heun
 from vidiff.sampling.unipc import UniPC
 from vidiff.types import Conditioning, TextEmbedding
 
-OTHERS = [DDIM(eta=0.5), DDIM(eta=1.0), UniPC(order=1), UniPC(order=3, variant="bh1"), DEIS(order=2), LMS(order=2)]
+OTHERS = [
+    *(DDIM(eta=0.5), DDIM(eta=1.0), UniPC(order=1), UniPC(order=3, variant="bh1"), DEIS(order=2), LMS(order=2)),
+    *(Heun(axis="flow"), EulerAncestral(axis="flow"), DPMpp2S(middle="grid")),
+    *(UniPC(order=3, lower_order_final=True), DEIS(lower_order_final=True), DPMpp3M(lower_order_final=True)),
+]
 ALL = [*(member() for member in get_args(Solver)), *OTHERS]
 # What takes x_0 for the mean of all possible ones; `LCM` takes it for one of them.
 OF_MEANS = [solver for solver in ALL if not isinstance(solver, LCM)]
@@ -122,8 +126,8 @@ def gaussian_error(solver, steps, schedule):
     earlier = times[0] + (times[0] - times[1]) * torch.arange(1, 4)
     past = [Estimate(gaussian.at(t, start), gaussian(gaussian.at(t, start), t[None]), t) for t in earlier]
     state = SolverState(gaussian.at(times[0], start), tuple(past))
-    for t, s in pairwise(times):
-        state = solver(Problem(gaussian, schedule, num_steps=steps), state, t, s)
+    for step, (t, s) in enumerate(pairwise(times)):
+        state = solver(Problem(gaussian, schedule, num_steps=steps, step=step), state, t, s)
     return (state.x - gaussian.at(times[-1], start)).item()
 
 
@@ -133,8 +137,10 @@ ORDERS = [
     (Euler(), 1),
     (EulerAncestral(eta=0.0), 1),
     (Heun(), 2),
+    (Heun(axis="flow"), 2),
     (EDM(churn=0.0), 2),
     (DPMpp2S(), 2),
+    (DPMpp2S(middle="grid"), 2),
     (DPMpp2M(), 2),
     (DPMpp3M(), 2),
     (DPMpp3M(published=False), 3),
@@ -174,7 +180,10 @@ def variance_error(solver, steps):
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(DDPM(), 1), (DDIM(eta=1.0), 1), (EulerAncestral(), 1), (ReverseSDE(), 1), (DPMpp2MSDE(), 2)],
+    [
+        *((DDPM(), 1), (DDIM(eta=1.0), 1), (EulerAncestral(), 1), (EulerAncestral(axis="flow"), 1)),
+        *((ReverseSDE(), 1), (DPMpp2MSDE(), 2)),
+    ],
     ids=repr,
 )
 def test_the_variance_of_stochastic_solvers_converges_at_their_order(solver, order):

@@ -44,8 +44,8 @@ def start(seed=0):
 def trajectory(solver, schedule, x, times, randn=None):
     """Run our steps from ``x`` itself, since the reference starts without scaling by sigma."""
     state, states = SolverState(x), []
-    for t, s in itertools.pairwise(times):
-        state = solver(Problem(ours(schedule), schedule, randn), state, t, s)
+    for step, (t, s) in enumerate(itertools.pairwise(times)):
+        state = solver(Problem(ours(schedule), schedule, randn, len(times) - 1, step), state, t, s)
         states.append(state.x)
     return states
 
@@ -248,6 +248,16 @@ def test_dpm_solver_pp_2s():
     reference = diffusers.DPMSolverSinglestepScheduler(lower_order_final=False, final_sigmas_type="sigma_min")
     reference.set_timesteps(STEPS)
     agree_on_x(reference, DPMpp2S(), torch.logspace(1, -1.5, STEPS + 1, dtype=torch.float64), every=2)
+
+
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("flow", [False, True])
+def test_dpm_solver_pp_2s_through_the_times_of_its_grid(flow):
+    reference = diffusers.DPMSolverSinglestepScheduler(
+        lower_order_final=False, final_sigmas_type="sigma_min", **(FLOW if flow else {})
+    )
+    reference.set_timesteps(STEPS)
+    agree_on_x(reference, DPMpp2S(middle="grid"), falling(), flow)
 
 
 @pytest.mark.usefixtures("in_double")

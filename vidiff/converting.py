@@ -11,7 +11,7 @@ import torch
 from vidiff import __version__, checkpoint, config, files
 from vidiff.diffusers_folder import INDEX, DiffusersFolder, open_diffusers_folder
 from vidiff.errors import CheckpointError, ConfigError
-from vidiff.interop import wan_autoencoder, wan_transformer
+from vidiff.interop import schedulers, wan_autoencoder, wan_transformer
 from vidiff.interop.component import read_json
 from vidiff.model_folder import (
     AUTOENCODER,
@@ -24,10 +24,7 @@ from vidiff.model_folder import (
 )
 from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import Experts, ExpertsConfig
-from vidiff.sampling.multistep import DPMpp2M
-from vidiff.sampling.one_step import Euler
 from vidiff.sampling.times import FlowSpacing
-from vidiff.sampling.unipc import UniPC
 from vidiff.text.encoders import T5Config, build_text_encoder
 from vidiff.weights import write_tensors
 
@@ -137,16 +134,7 @@ def _dit(settings: ModelConfig) -> DiTConfig:
 def _scheduler(settings: ModelConfig) -> dict[str, Any]:
     sampling = settings.sampling
     shift = sampling.spacing.shift if isinstance(sampling.spacing, FlowSpacing) else 1.0
-    flow = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    match sampling.solver:
-        case Euler():
-            return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift}
-        case DPMpp2M():
-            return {"_class_name": "DPMSolverMultistepScheduler", "flow_shift": shift, **flow}
-        case UniPC(order=order, variant=variant):
-            kind = {"solver_order": order, "solver_type": variant}
-            return {"_class_name": "UniPCMultistepScheduler", "flow_shift": shift, **kind, **flow}
-    return {"_class_name": "UniPCMultistepScheduler", "flow_shift": shift, **flow}
+    return schedulers.to_diffusers(sampling.solver, shift)
 
 
 def _index(settings: ModelConfig, scheduler: dict[str, Any], target: Path) -> dict[str, Any]:

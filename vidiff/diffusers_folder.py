@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.schedule import FlowSchedule
 from vidiff.errors import CheckpointError, ConfigError, UserError
 from vidiff.files import sha256_of
-from vidiff.interop import wan_autoencoder, wan_transformer
+from vidiff.interop import schedulers, wan_autoencoder, wan_transformer
 from vidiff.interop.component import Component, fill, open_component, read_json
 from vidiff.interop.wan_published import MANY_PIXELS, Published, published
 from vidiff.model_folder import ModelConfig, Pictures, SamplingConfig
@@ -28,8 +28,6 @@ from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import Experts, ExpertsConfig
 from vidiff.models.shapes import ModelShape
-from vidiff.sampling.multistep import DPMpp2M
-from vidiff.sampling.one_step import Euler
 from vidiff.sampling.times import FlowSpacing
 from vidiff.sampling.unipc import UniPC
 from vidiff.text.encoders import T5Config
@@ -218,19 +216,11 @@ def _as_published(one: Published) -> SamplingConfig:
 
 def _scheduled(folder: Path) -> SamplingConfig:
     """Return how the folder's own scheduler samples; raises a ConfigError if it is none that is known here."""
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    kind, shift = config.get("_class_name"), config.get("flow_shift", config.get("shift", 1.0))
-    sampling = SamplingConfig(num_steps=50, guidance=Guidance(scale=5.0), told_steps=1000)
-    if kind == "FlowMatchEulerDiscreteScheduler":
-        return replace(sampling, solver=Euler(), spacing=FlowSpacing(shift=shift, grid="euler"), told_steps=0)
-    if kind in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler"):
-        if config.get("prediction_type") != "flow_prediction" or not config.get("use_flow_sigmas"):
-            raise ConfigError(f"{folder / 'scheduler'}: only schedulers of flows can be read")
-        if kind == "DPMSolverMultistepScheduler":
-            return replace(sampling, solver=DPMpp2M(), spacing=FlowSpacing(shift=shift, grid="native"))
-        solver = UniPC(order=config.get("solver_order", 2), variant=config.get("solver_type", "bh2"))
-        return replace(sampling, solver=solver, spacing=FlowSpacing(shift=shift, grid="reference"))
-    raise ConfigError(f"{folder / 'scheduler'}: {kind} is not known; UniPC, DPM-Solver++ and Euler of flows are")
+    try:
+        found = schedulers.from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json"))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'scheduler'}: {error}") from error
+    return SamplingConfig(num_steps=50, guidance=Guidance(scale=5.0), **found._asdict())
 
 
 def _expert(config: ModelConfig) -> DiTConfig:

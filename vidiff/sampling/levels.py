@@ -1,12 +1,16 @@
 """Signal and noise at one time, and the variables in which solvers count noise."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vidiff.diffusion.schedule import NoiseSchedule
+
+# What an ODE is stepped in: sigma / alpha, where the slope is eps (Karras et al., 2022, equation 4), or the time of a
+# flow, where it is eps - x_0 (Liu et al., 2023). Steps of first order without fresh noise are the same on both.
+Axis = Literal["ratio", "flow"]
 
 # Below this alpha / sigma x_t counts as pure noise: what divides by alpha says nothing there.
 _PURE_NOISE = 1e-3
@@ -29,6 +33,11 @@ class Level(NamedTuple):
     def ratio(self) -> Tensor:
         """sigma / alpha, the noise of x / alpha; infinite without signal."""
         return self.sigma / self.alpha
+
+    @property
+    def flow_time(self) -> Tensor:
+        """sigma / (alpha + sigma): the t of a flow, which x / (alpha + sigma) is on any schedule (Liu et al., 2023)."""
+        return self.sigma / (self.alpha + self.sigma)
 
     @property
     def half_log_snr(self) -> Tensor:
@@ -56,6 +65,15 @@ def level(schedule: NoiseSchedule, t: Tensor) -> Level:
 def fresh_share(at_t: Level, at_s: Level) -> Tensor:
     """Return the deviation of q(x_s | x_t, x_0) as a share of sigma_s (Song et al., 2021, equation 16)."""
     return (1 - (at_t.alpha * at_s.sigma / (at_s.alpha * at_t.sigma)).square()).clamp(min=0).sqrt()
+
+
+def fresh_of_flow(at_t: Level, at_s: Level, eta: float) -> Tensor:
+    """Return the deviation of fresh noise after a step down ``eta`` of the way from s to s^2 / t, in a flow's time.
+
+    ComfyUI's code samples flows like this (euler_ancestral_RF); no paper has it.
+    """
+    down = at_s.flow_time * (1 + (at_s.flow_time / at_t.flow_time - 1) * eta)
+    return (at_s.sigma.square() - (at_s.alpha * down / (1 - down)).square()).clamp(min=0).sqrt()
 
 
 def first_order(at_s: Level, x_0: Tensor, eps: Tensor) -> Tensor:

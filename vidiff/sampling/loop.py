@@ -1,7 +1,7 @@
 """The sampling loop, and what it hands to a solver."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -41,7 +41,13 @@ class Problem:
     schedule: NoiseSchedule
     randn: Callable[[], Tensor] | None = None  # of the latents' shape; only stochastic solvers need it
     num_steps: int = 1  # of the whole run
+    step: int = 0  # which of them is taken, from 0
     variance: DenoiseFn | None = None  # the share of the log-variance that a network has learned
+
+    @property
+    def steps_left(self) -> int:
+        """The number of steps to the end of the run, this one counted."""
+        return self.num_steps - self.step
 
     def x_0(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the estimate of x_0 (B, C, f, h, w) for ``x`` at one time ``t`` ()."""
@@ -104,11 +110,11 @@ def sample(
     num_steps, times = len(times) - 1, times.to(noise.device)
     _, sigma = schedule.alpha_sigma(times[0])
     fresh = randn if randn is None or temperature == 1 else lambda: temperature * randn()
-    problem = Problem(denoise, schedule, fresh, num_steps, variance)
+    problem = Problem(denoise, schedule, fresh, num_steps, variance=variance)
     # Whatever signal t_max still had is not known: none is put in.
     state = SolverState(x=(temperature * sigma).to(noise) * noise)
     for index in range(num_steps):
-        state = solver(problem, state, times[index], times[index + 1])
+        state = solver(replace(problem, step=index), state, times[index], times[index + 1])
         if on_step is not None:
             on_step(index + 1, num_steps, state.x if state.x_0 is None else state.x_0)
     return state.x

@@ -17,6 +17,9 @@ from vidiff.errors import ConfigError
 from vidiff.sampling.levels import PLACES, WEIGHTS, Level, first_order, level, scaled_back
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
 
+# Below this many steps the authors of DPM-Solver lower the order of the last ones (Lu et al., 2022, their code).
+_FEW_STEPS = 15
+
 # Adams-Bashforth, by order (Liu et al., 2022, equation 12).
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -25,6 +28,11 @@ def check_order(order: int, most: int) -> None:
     """Raise a ConfigError unless ``order`` is one of 1 to ``most``."""
     if not 1 <= order <= most:
         raise ConfigError(f"order lies in 1 to {most}, got {order}")
+
+
+def final_order(problem: Problem, order: int, few_steps: int = _FEW_STEPS) -> int:
+    """Return ``order``, or how many steps are left if that is less and the run has fewer than ``few_steps``."""
+    return min(order, problem.steps_left) if problem.num_steps < few_steps else order
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class DPMpp3M:
 
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
     published: bool = True
+    lower_order_final: bool = False  # in runs of fewer than 15 steps, the last but one is of second order
     traits: ClassVar[Traits] = Traits("2, or 3", "1", False, "Lu et al., 2022, section 3.4 and the authors' code")
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
@@ -69,11 +78,12 @@ class DPMpp3M:
         at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
         x_0 = problem.x_0(state.x, t)
         past = (Estimate(state.x, x_0, t), *(one for one, _ in with_signal(problem, state.past)))
+        order = final_order(problem, 3) if self.lower_order_final else 3
         step = at_s.half_log_snr - at_t.half_log_snr
         base = torch.expm1(-step)
         x_s = scaled_back(at_t, at_s) * state.x - at_s.alpha * base * x_0
-        if s > 0 and len(past) > 1 and not at_t.has_no_signal:
-            slopes = _slopes(problem, past, step)
+        slopes = _slopes(problem, past[:order], step)
+        if s > 0 and slopes and not at_t.has_no_signal:
             # With two slopes: the first derivative at t and half the second one, by Newton's differences.
             first, second = slopes[0][1], None
             if len(slopes) > 1:
@@ -161,7 +171,10 @@ class LMS:
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        return _adams(problem, state, t, s, self.order, logarithmic=False)
+        x_0 = problem.x_0(state.x, t)
+        past = (Estimate(state.x, x_0, t), *state.past)[: self.order]
+        x_s = _adams(problem, usable(problem, past), past[0], s, logarithmic=False)
+        return SolverState(x_s.to(state.x.dtype), past)
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,7 @@ class DEIS:
 
     kind: Literal["deis"] = "deis"
     order: int = 3
+    lower_order_final: bool = False  # in runs of fewer than 15 steps, no higher than the number of steps left
     traits: ClassVar[Traits] = Traits("1 to 3", "1", False, "Zhang & Chen, 2023, equations 14 and 15")
 
     def __post_init__(self) -> None:
@@ -180,22 +194,25 @@ class DEIS:
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        return _adams(problem, state, t, s, self.order, logarithmic=True)
+        x_0 = problem.x_0(state.x, t)
+        past = (Estimate(state.x, x_0, t), *state.past)[: self.order]
+        order = final_order(problem, self.order) if self.lower_order_final else self.order
+        # On a logarithmic axis what all but pure noise says lies near enough to be of use.
+        x_s = _adams(problem, with_signal(problem, past)[:order], past[0], s, logarithmic=True)
+        return SolverState(x_s.to(state.x.dtype), past)
 
 
-def _adams(problem: Problem, state: SolverState, t: Tensor, s: Tensor, order: int, logarithmic: bool) -> SolverState:
-    """Integrate d(x / alpha) = eps d(sigma / alpha) with eps a polynomial through up to ``order`` estimates."""
-    at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
-    x_0 = problem.x_0(state.x, t)
-    past = (Estimate(state.x, x_0, t), *state.past)[:order]
-    eps = at_t.eps(state.x, x_0)
-    x_s = first_order(at_s, x_0, eps)
-    levels = [at for _, at in usable(problem, past)]
-    if len(levels) > 1 and s > 0:
-        weights = _integrals([one.ratio.item() for one in levels], at_s.ratio.item(), logarithmic)
-        for weight, one, at in zip(weights[1:], past[1:], levels[1:], strict=False):
+def _adams(
+    problem: Problem, past: list[tuple[Estimate, Level]], here: Estimate, s: Tensor, logarithmic: bool
+) -> Tensor:
+    """Return x_s: d(x / alpha) = eps d(sigma / alpha) from ``here``, with eps a polynomial through ``past``."""
+    at_s, eps = level(problem.schedule, s), level(problem.schedule, here.t).eps(here.x, here.x_0)
+    x_s = first_order(at_s, here.x_0, eps)
+    if len(past) > 1 and s > 0:
+        weights = _integrals([at.ratio.item() for _, at in past], at_s.ratio.item(), logarithmic)
+        for weight, (one, at) in zip(weights[1:], past[1:], strict=True):
             x_s = x_s + at_s.alpha * weight * (at.eps(one.x, one.x_0) - eps)
-    return SolverState(x_s.to(state.x.dtype), past)
+    return x_s
 
 
 def _integrals(nodes: list[float], end: float, logarithmic: bool) -> list[float]:
@@ -219,7 +236,7 @@ def _slopes(problem: Problem, past: tuple[Estimate, ...], step: Tensor) -> list[
     Lengths are in log-SNR, in units of ``step``.
     """
     found = []
-    for one, before in pairwise(past[:3]):
+    for one, before in pairwise(past):
         newer, older = (level(problem.schedule, e.t).half_log_snr for e in (one, before))
         length = (newer - older) / step
         found.append((length, (one.x_0 - before.x_0) / length))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidiff.diffusion.variance import log_variance
 from vidiff.errors import ConfigError
-from vidiff.sampling.levels import first_order, fresh_share, level
+from vidiff.sampling.levels import Axis, first_order, fresh_of_flow, fresh_share, level
 from vidiff.sampling.loop import Estimate, Problem, SolverState, Traits
 
 
@@ -16,12 +16,14 @@ def _check_eta(eta: float) -> None:
         raise ConfigError(f"eta lies in [0, 1], got {eta}")
 
 
-def _ancestral(problem: Problem, state: SolverState, t: Tensor, s: Tensor, eta: float) -> SolverState:
+def _ancestral(
+    problem: Problem, state: SolverState, t: Tensor, s: Tensor, eta: float, axis: Axis = "ratio"
+) -> SolverState:
     """Step with ``eta`` of the posterior's deviation as fresh noise (Song et al., 2021, equations 12 and 16)."""
     at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
     x_0 = problem.x_0(state.x, t)
     eps = at_t.eps(state.x, x_0)
-    fresh = eta * at_s.sigma * fresh_share(at_t, at_s)
+    fresh = eta * at_s.sigma * fresh_share(at_t, at_s) if axis == "ratio" else fresh_of_flow(at_t, at_s, eta)
     x_s = at_s.alpha * x_0 + (at_s.sigma.square() - fresh.square()).clamp(min=0).sqrt() * eps
     if eta > 0 and s > 0:
         x_s = x_s + fresh * problem.noise(x_s)
@@ -85,11 +87,13 @@ class DDIM:
 class EulerAncestral:
     """Euler to a lower noise, then fresh noise up to s, in x / alpha; ``eta`` 0 is `Euler`.
 
-    Written out, it is DDIM with the same ``eta``; both names are in use.
+    Written out, it is DDIM with the same ``eta``; both names are in use. With ``axis`` flow, how much lower is counted
+    in the time of a flow, and less noise is fresh.
     """
 
     kind: Literal["euler_ancestral"] = "euler_ancestral"
     eta: float = 1.0
+    axis: Axis = "ratio"
     traits: ClassVar[Traits] = Traits("1", "1", True, "Song et al., 2021, equations 12 and 16")
 
     def __post_init__(self) -> None:
@@ -97,7 +101,7 @@ class EulerAncestral:
 
     def __call__(self, problem: Problem, state: SolverState, t: Tensor, s: Tensor) -> SolverState:
         """Step from t to s."""
-        return _ancestral(problem, state, t, s, self.eta)
+        return _ancestral(problem, state, t, s, self.eta, self.axis)
 
 
 @dataclass(frozen=True)

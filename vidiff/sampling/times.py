@@ -146,12 +146,13 @@ class FlowSpacing:
     """Even in t, then moved towards noise: s t / (1 + (s - 1) t) (Esser et al., 2024, equation 23).
 
     ``grid`` says which implementation's steps they are, to the last digit: those of Wan's own code, which are also
-    diffusers' for DPM-Solver++; diffusers' for UniPC; or diffusers' for Euler steps.
+    diffusers' for DPM-Solver++ and DEIS; diffusers' for UniPC; diffusers' for Euler, Heun and consistency steps; or
+    even in t all the way from 1 to 0, as diffusers has them for flow maps.
     """
 
     kind: Literal["flow"] = "flow"
     shift: float = 3.0
-    grid: Literal["native", "reference", "euler"] = "native"
+    grid: Literal["native", "reference", "euler", "even"] = "native"
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -166,6 +167,8 @@ class FlowSpacing:
         elif self.grid == "reference":
             sigmas = self._moved(torch.from_numpy(np.linspace(1, 1 / STEPS, num_steps + 1)))[:-1]
             sigmas[0] -= _NUDGE  # multistep formulas take the logarithm of the signal
+        elif self.grid == "even":
+            sigmas = self._moved(uniform_times(num_steps))[:-1]
         else:
             least = self._moved(torch.tensor(1 / STEPS, dtype=torch.float64)).item()
             sigmas = self._moved(torch.from_numpy(np.linspace(1, least, num_steps)))

@@ -23,6 +23,7 @@ class UniPC:
     kind: Literal["unipc"] = "unipc"
     order: int = 2  # of the predictor; the corrector adds one
     variant: Literal["bh1", "bh2"] = "bh2"  # the paper's B(h): h, or exp(h) - 1
+    lower_order_final: bool = False  # no higher order than the number of steps left, as in the authors' code
     traits: ClassVar[Traits] = Traits("2 to 4: order + 1", "1", False, "Zhao et al., 2023, Algorithms 1 and 2")
 
     def __post_init__(self) -> None:
@@ -33,11 +34,14 @@ class UniPC:
         at_t, at_s = level(problem.schedule, t), level(problem.schedule, s)
         x_0 = problem.x_0(state.x, t)
         x, before = state.x, with_signal(problem, state.past[: self.order])
+        order, last_order = self.order, self.order  # of the predictor, and of the one that is corrected
+        if self.lower_order_final:
+            order, last_order = (min(self.order, left) for left in (problem.steps_left, problem.steps_left + 1))
         if before:
-            x = self._step(before[0][0].x, before, at_t, x_0).to(state.x.dtype)
+            x = self._step(before[0][0].x, before[:last_order], at_t, x_0).to(state.x.dtype)
         here = Estimate(x, x_0, t)
         if s > 0 and not at_t.has_no_signal:
-            x_s = self._step(x, [(here, at_t), *before][: self.order], at_s, None)
+            x_s = self._step(x, [(here, at_t), *before][:order], at_s, None)
         else:
             x_s = first_order(at_s, x_0, at_t.eps(x, x_0))
         return SolverState(x_s.to(state.x.dtype), (here, *state.past)[: self.order])

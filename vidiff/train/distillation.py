@@ -4,8 +4,9 @@ The teacher is a guided denoiser, so its guidance is baked in and the student ne
 2023). All methods return `Lesson`s; the stage that trains on them does not know which one it was.
 """
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
@@ -91,14 +92,14 @@ class TrajectoryDistillation:
         def randn() -> Tensor:
             return room.sampling.temperature * room.noise()
 
-        problem = Problem(room.teacher, room.schedule, randn, self.teacher_steps)
+        problem, steps = Problem(room.teacher, room.schedule, randn, self.teacher_steps), itertools.count()
         state = SolverState(randn() * level(room.schedule, times[0]).sigma.float())
         stops = [state.x]
         for number, (t, s) in enumerate(pairwise(times)):
             last = number == len(times) - 2
             parts = 1 if last and fixed else every
             for begin, end in pairwise(torch.linspace(t, s, parts + 1, dtype=torch.float64, device=t.device)):
-                state = self.solver(problem, state, begin, end)
+                state = self.solver(replace(problem, step=next(steps)), state, begin, end)
             stops.append(state.x)
         found = [
             _leads_to(room.schedule, *around, *ts) for around, ts in zip(pairwise(stops), pairwise(times), strict=True)
