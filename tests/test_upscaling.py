@@ -38,7 +38,7 @@ class Guess:
         self.pixels = SimpleNamespace(latents=latents)
         self.given, self.noise, self.options = [], [], []
 
-    level = Refiner.level
+    level, windows = Refiner.level, Refiner.windows
 
     def refine(self, clips, text, negative, seeds, sampling, **kwargs):
         self.given.append(clips)

@@ -20,6 +20,7 @@ from vidiff.diffusion.schedule import noised
 from vidiff.errors import ConfigError, NumericalError
 from vidiff.model_folder import ModelConfig, SamplingConfig
 from vidiff.models.pixels import PixelAutoencoder
+from vidiff.models.unet3d import UNet3DConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import PlacedNoise
@@ -28,7 +29,7 @@ from vidiff.types import Conditioning, LatentSpec, Size, TextEmbedding
 
 OnStep = Callable[[int, int, Tensor], None]
 
-# Frames and pixels of the finer clip that the network sees at once.
+# Frames and pixels of the finer clip that the network sees at once, at most.
 WINDOWS = Windows(size=(33, 256, 256), overlap=(8, 64, 64))
 
 
@@ -53,6 +54,20 @@ class Refiner:
             raise ConfigError(f"{self.name} was trained with noise from 0 to {self.refines.max_noise}, got {level}")
         return level
 
+    def windows(self, shape: tuple[int, int, int]) -> Windows:
+        """Return the windows, on whole latents, in which a finer clip of ``shape`` (F, H, W) is made.
+
+        A network without layers along time is given whole frames, as many as fill no more memory than other windows do:
+        they have no seams, and nothing is made twice.
+        """
+        spec, backbone = self.pixels.latents, self.config.backbone
+        frames = math.prod(WINDOWS.size) // math.prod(shape[1:])
+        step = math.lcm(spec.frame_stride, self.refines.factors[0])
+        frames = (frames - 1) // step * step + 1
+        if isinstance(backbone, UNet3DConfig) and not backbone.temporal and frames >= (1 if step == 1 else 1 + step):
+            return whole(Windows((frames, *shape[1:]), (0, 0, 0)), spec, self.refines)
+        return whole(WINDOWS, spec, self.refines)
+
     @torch.no_grad()
     def refine(
         self,
@@ -63,7 +78,7 @@ class Refiner:
         sampling: SamplingConfig,
         *,
         noise: float | None = None,
-        windows: Windows = WINDOWS,
+        windows: Windows | None = None,
         dtype: torch.dtype = torch.float32,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -77,7 +92,7 @@ class Refiner:
             sampling: solver, steps and guidance.
             noise: time up to which the plain guess is noised, at most ``max_noise`` of training: more lets the network
                 repair more of what it is given, and invent more; None is the stage's own.
-            windows: how much the network sees at once; sizes are rounded up to whole latents.
+            windows: how much the network sees at once, with sizes rounded up to whole latents; None is `windows`.
             dtype: precision of the networks.
             on_step: called as (steps done, steps of all windows, estimate of the window's x_0).
 
@@ -89,7 +104,7 @@ class Refiner:
         level = self.level(noise)
         finer = self.size(Size(clips.shape[1], clips.shape[2], clips.shape[3], 1.0))
         shape = (finer.frames, finer.height, finer.width)
-        windows = whole(windows, self.pixels.latents, self.refines)
+        windows = self.windows(shape) if windows is None else whole(windows, self.pixels.latents, self.refines)
         self.pixels.latents.shape(*(min(pair) for pair in zip(shape, windows.size, strict=True)))
         made = torch.empty(len(clips), *shape, 3, dtype=torch.uint8)
         cond = Conditioning(text, low_res_t=torch.full((len(clips),), level, device=self._device))

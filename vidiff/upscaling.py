@@ -11,7 +11,7 @@ from vidiff.errors import ConfigError
 from vidiff.generation import OnStep, unseen
 from vidiff.pipeline import Pipeline
 from vidiff.refinement import SpatialSR, TemporalSR
-from vidiff.refining import WINDOWS, Refiner, whole
+from vidiff.refining import Refiner
 from vidiff.sampling.noise import stage_seed
 from vidiff.sizes import check_limits
 from vidiff.types import Size
@@ -102,7 +102,8 @@ def _on_grid(clip: Tensor, refiner: Refiner) -> Tensor:
     """Repeat the last frame, row and column of a clip that is shorter than a window until it has whole latents."""
     spec = refiner.pixels.latents
     grids, firsts = (spec.frame_stride, spec.stride, spec.stride), (1, 0, 0)
-    sizes, indices = whole(WINDOWS, spec, refiner.refines).size, []
+    finer = refiner.size(Size(clip.shape[0], clip.shape[1], clip.shape[2], 1.0))
+    sizes, indices = refiner.windows((finer.frames, finer.height, finer.width)).size, []
     for count, factor, grid, first, window in zip(
         clip.shape[:3], refiner.refines.factors, grids, firsts, sizes, strict=True
     ):
