@@ -22,6 +22,7 @@ from vidiff.decoding import decode
 from vidiff.diffusion.travel import Travel, checked_travel, told_at_once
 from vidiff.errors import ConfigError, DataError
 from vidiff.inverting import NoiseFile
+from vidiff.memory import WEIGHTS, Weights
 from vidiff.model_folder import SamplingConfig
 from vidiff.pipeline import Pipeline
 from vidiff.sampling.interpolation import Arc
@@ -32,7 +33,7 @@ from vidiff.types import Size
 
 # Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
 _STARTS = ("prompt", "travel", "negative", "seed", "arc", "noise", "noise_from", "picture")
-_DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype")
+_DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype", "weights")
 # What recipes say that were written before these could be anything else.
 _OLDER: dict[str, Any] = {
     "stages": [],
@@ -41,6 +42,7 @@ _OLDER: dict[str, Any] = {
     "noise": None,
     "noise_from": "vidiff",
     "picture": None,
+    "weights": "full",
 }
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
@@ -77,6 +79,7 @@ class Settings:
     format: str
     upscale: int
     dtype: str = "float32"
+    weights: Weights = "full"  # of the transformer's blocks, in a recipe that is read
     device: str = "cpu"
     stages: int = 0  # how many super-resolution stages follow the base
     noise_from: NoiseFrom = "vidiff"  # whose way of drawing the seed's noise
@@ -206,6 +209,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "fps": final_size(pipeline, settings.size, settings.stages).fps,
         "upscale": settings.upscale,
         "dtype": settings.dtype,
+        "weights": pipeline.weights,
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -316,6 +320,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             format=format_of(output),
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
+            weights=WEIGHTS[WEIGHTS.index(recipe["weights"])],
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
             loras=tuple(
