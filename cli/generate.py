@@ -90,7 +90,8 @@ def generate(
         str | None, typer.Option(help="Of published models: full, int8 or fp8; default what --memory has room for.")
     ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option("--lora", help="FILE[:scale] of a LoRA to add to the model; repeatable.")
+        list[str] | None,
+        typer.Option("--lora", help="FILE[:scale] of a LoRA to add; @high or @low: to one of two experts. Repeatable."),
     ] = None,
     noise_from: Annotated[
         str, typer.Option(help="vidiff, or reference: draw a seed's noise as diffusers does.")

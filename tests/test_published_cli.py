@@ -110,6 +110,20 @@ def test_a_lora_changes_the_clip_and_goes_into_its_recipe(vidiff, folder, tmp_pa
     assert changed.returncode == 2 and "not the LoRA" in changed.stderr
 
 
+def test_a_lora_for_one_expert_goes_into_the_recipe(vidiff, tmp_path):
+    text_to_video(tmp_path / "experts", experts=True)
+    file = lora(tmp_path / "style.safetensors")
+    arguments = ("generate", PROMPT, "--model", tmp_path / "experts", *SIZE)
+    made = vidiff(*arguments, "--lora", f"{file}:0.5@low", "-o", "clip.mp4")
+    assert made.returncode == 0, made.stderr
+    assert "style.safetensors: 4 of 4 modules of the low-noise expert, diffusers names" in made.stderr
+    assert "high-noise" not in made.stderr
+    assert read_metadata(tmp_path / "clip.mp4")["loras"][0]["expert"] == "low"
+    assert json.loads(vidiff("reproduce", "clip.mp4", "--json").stdout)["same_frames"]
+    unknown = vidiff(*arguments, "--lora", f"{file}@2", "-o", "other.mp4")
+    assert unknown.returncode == 2 and "style.safetensors@high or" in unknown.stderr
+
+
 def test_a_lora_that_would_do_nothing_is_an_error(vidiff, folder, tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"lora_te_text_model_q.lora_down.weight": torch.zeros(2, 8)}, path)

@@ -24,6 +24,7 @@ from vidiff.errors import ConfigError, DataError
 from vidiff.inverting import NoiseFile
 from vidiff.memory import WEIGHTS, Weights
 from vidiff.model_folder import SamplingConfig
+from vidiff.models.experts import EXPERTS
 from vidiff.pipeline import Pipeline
 from vidiff.sampling.interpolation import Arc
 from vidiff.sampling.noise import NoiseFrom, stage_seed
@@ -297,6 +298,14 @@ def redecode(
     return write_result(job, run, clips[0], recipe, settings, time.monotonic() - started)
 
 
+def _lora(one: dict[str, Any]) -> LoRAFile:
+    expert = one.get("expert")  # older recipes name none
+    return LoRAFile(
+        *(Path(one["path"]), float(one["scale"]), str(one["sha256"])),
+        expert=None if expert is None else EXPERTS[EXPERTS.index(expert)],
+    )
+
+
 def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tuple[Job, Settings]:
     """Return what a stored recipe asks for, to be written to ``output``; ``source`` is where it was read.
 
@@ -323,9 +332,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             weights=WEIGHTS[WEIGHTS.index(recipe["weights"])],
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
-            loras=tuple(
-                LoRAFile(Path(one["path"]), float(one["scale"]), str(one["sha256"])) for one in recipe["loras"]
-            ),
+            loras=tuple(_lora(one) for one in recipe["loras"]),
             noise_from="reference" if recipe["noise_from"] == "reference" else "vidiff",
         )
     except (KeyError, TypeError, ValueError) as error:
