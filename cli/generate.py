@@ -86,8 +86,12 @@ def generate(
     memory: Annotated[
         str | None, typer.Option(help="Of published models: auto (what the device has free), low, or GiB.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of published models: full, int8 or fp8; default what --memory has room for.")
+    ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option("--lora", help="FILE[:scale] of a LoRA to add to the model; repeatable.")
+        list[str] | None,
+        typer.Option("--lora", help="FILE[:scale] of a LoRA to add; @high or @low: to one of two experts. Repeatable."),
     ] = None,
     noise_from: Annotated[
         str, typer.Option(help="vidiff, or reference: draw a seed's noise as diffusers does.")
@@ -127,7 +131,7 @@ def generate(
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        pipeline, loras = _load(model, device, dtype, download, lora or [], _Room(memory, frames, size, batch))
+        pipeline, loras = _load(model, device, dtype, download, lora or [], _Room(memory, weights, frames, size, batch))
         sampling = _sampling(
             pipeline,
             _own_sampling(pipeline, planned[0]),
@@ -179,6 +183,7 @@ class _Room:
     """What the command says of memory, and of what is to be made in it."""
 
     memory: str | None
+    weights: str | None
     frames: int | None
     size: str | None
     clips: int
@@ -192,7 +197,7 @@ def _load(
 
     from vidiff.adapting import adapted, lora_file
     from vidiff.cli.devices import checked_dtype, chosen_device
-    from vidiff.cli.placing import sized, strategy_for
+    from vidiff.cli.placing import checked_weights, sized, strategy_for
     from vidiff.pipeline import find_model, load
 
     found = tuple(lora_file(text) for text in loras)
@@ -200,7 +205,7 @@ def _load(
     chosen = chosen_device(device)
     precision = None if dtype is None else getattr(torch, checked_dtype(dtype))
     size = sized(folder, room.frames, room.size)
-    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips)
+    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips, checked_weights(room.weights))
     with console.status(f"loading {model}"):
         pipeline = load(folder, chosen, precision, strategy)
         return adapted(pipeline, found, note), found

@@ -8,7 +8,7 @@ from vidiff.cli.output import console
 if TYPE_CHECKING:
     import torch
 
-    from vidiff.memory import Strategy
+    from vidiff.memory import Strategy, Weights
     from vidiff.types import Size
 
 
@@ -19,6 +19,7 @@ def strategy_for(
     dtype: "torch.dtype | None",
     size: "Size | None" = None,
     clips: int = 1,
+    weights: "Weights | None" = None,
 ) -> "Strategy | None":
     """Return how a published model goes to the device, and print the plan; None for a model that goes there whole.
 
@@ -29,9 +30,10 @@ def strategy_for(
         dtype: of its weights, by default as published.
         size: of the clips; None is the model's own.
         clips: made at once.
+        weights: of the transformer's blocks; None is what the plan finds best.
 
     Raises:
-        ConfigError: if nothing fits, or the model is one of ours.
+        ConfigError: if nothing fits, the model is one of ours, or torchao does not do for the weights.
     """
     import torch
 
@@ -39,13 +41,18 @@ def strategy_for(
     from vidiff.errors import ConfigError
     from vidiff.memory import plan
     from vidiff.memory_table import table
+    from vidiff.models.quantize import check_available
 
+    narrow = None if weights == "full" else weights
     if not is_diffusers_folder(folder):
-        if memory is not None:
-            raise ConfigError("--memory is for published models; this one is small and goes to the device as a whole")
+        for name, given in (("--memory", memory), ("--weights", narrow)):
+            if given is not None:
+                raise ConfigError(f"{name} is for published models; this one is small and goes to the device as it is")
         return None
-    if memory is None and device.type == "cpu":
+    if memory is None and narrow is None and device.type == "cpu":
         return None
+    if narrow is not None:
+        check_available(narrow)
     opened = open_diffusers_folder(folder)
     found = plan(
         opened.shape(),
@@ -54,6 +61,7 @@ def strategy_for(
         clips=clips,
         dtype=getattr(torch, opened.config.dtype) if dtype is None else dtype,
         device=device,
+        weights=None if weights is None else (weights,),
     )
     console.print(table(found))
     return found.strategy
@@ -71,6 +79,19 @@ def sized(folder: Path, frames: int | None, size: str | None) -> "Size | None":
     own = open_diffusers_folder(folder).config.size
     height, width = (own.height, own.width) if size is None else parsed_size(size)
     return replace(own, frames=own.frames if frames is None else frames, height=height, width=width)
+
+
+def checked_weights(name: str | None) -> "Weights | None":
+    """Return the type of weights that ``--weights`` names; raises a ConfigError if it names none."""
+    from vidiff.errors import ConfigError
+    from vidiff.memory import WEIGHTS
+
+    for known in WEIGHTS:
+        if name == known:
+            return known
+    if name is not None:
+        raise ConfigError(f"--weights is {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}, got {name!r}")
+    return None
 
 
 def _budget(memory: str) -> "float | str":

@@ -44,8 +44,9 @@ def reproduce(
             job = replace(job, noise=replace(job.noise, path=noise or job.noise.path))
             job.noise.read()
         folder, precision = find_model(model or settings.model), getattr(torch, settings.dtype)
-        strategy = strategy_for(folder, None, torch.device(settings.device), precision, settings.size)
-        pipeline = load(folder, settings.device, precision, strategy)
+        device, weights = torch.device(settings.device), settings.weights
+        strategy = strategy_for(folder, None, device, precision, settings.size, weights=weights)
+        pipeline = load(folder, device, precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")

@@ -16,11 +16,11 @@ BUDGETS = (8, 12, 16, 24, 32, 48, 80)
 
 
 def plans(shape: ModelShape, size: Size) -> Iterator[tuple[Budget, MemoryPlan]]:
-    """Yield the smallest of the budgets at which each strategy is chosen, without int8."""
+    """Yield the smallest of the budgets at which each strategy is chosen, with weights in full."""
     last = None
     for budget in BUDGETS:
         try:
-            found = plan(shape, size, budget=budget, int8=False)
+            found = plan(shape, size, budget=budget, weights=("full",))
         except ConfigError:
             continue
         if found.strategy != last:

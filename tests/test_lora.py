@@ -223,24 +223,47 @@ def test_a_factorized_model_takes_what_it_has(tmp_path):
         ("x:y/a.safetensors", ("x:y/a.safetensors", 1.0)),
         ("a.safetensors:b.safetensors", ("a.safetensors:b.safetensors", 1.0)),
         ("folder:2", ("folder", 2.0)),
+        ("me@home/a.safetensors", ("me@home/a.safetensors", 1.0)),
+        ("me@home/a.safetensors:2", ("me@home/a.safetensors", 2.0)),
+        ("a@v2.safetensors:0.5", ("a@v2.safetensors", 0.5)),
+        ("a.safetensors@b.safetensors", ("a.safetensors@b.safetensors", 1.0)),
+        ("folder@mid", ("folder@mid", 1.0)),
     ],
 )
 def test_a_file_and_its_scale_are_told_apart(text, expected):
-    assert parse_lora(text) == (Path(expected[0]), expected[1])
+    assert parse_lora(text) == (Path(expected[0]), expected[1], None)
+    for expert in ("high", "low"):
+        assert parse_lora(f"{text}@{expert}") == (Path(expected[0]), expected[1], expert)
 
 
 def test_a_file_whose_name_ends_like_a_scale_is_taken_whole(tmp_path):
     (tmp_path / "a:1").touch()
-    assert parse_lora(f"{tmp_path}/a:1") == (tmp_path / "a:1", 1.0)
-    assert parse_lora(f"{tmp_path}/a:1:0.5") == (tmp_path / "a:1", 0.5)
+    assert parse_lora(f"{tmp_path}/a:1") == (tmp_path / "a:1", 1.0, None)
+    assert parse_lora(f"{tmp_path}/a:1:0.5") == (tmp_path / "a:1", 0.5, None)
+
+
+@pytest.mark.parametrize("name", ["a@high", "a.safetensors@low", "a.safetensors@v2"])
+def test_a_file_whose_name_ends_like_an_expert_is_taken_whole(tmp_path, name):
+    (tmp_path / name).touch()
+    assert parse_lora(f"{tmp_path}/{name}") == (tmp_path / name, 1.0, None)
+    assert parse_lora(f"{tmp_path}/{name}:0.5") == (tmp_path / name, 0.5, None)
+    assert parse_lora(f"{tmp_path}/{name}@high") == (tmp_path / name, 1.0, "high")
+
+
+@pytest.mark.parametrize("end", ["@mid", "@", "@1", "@High", "@high:0.5", ":0.5@mid", "@high@low"])
+def test_an_expert_that_is_none_is_refused(end):
+    with pytest.raises(ConfigError, match=r"a LoRA for one expert is a.safetensors@high or .*@low, got") as error:
+        parse_lora(f"a.safetensors{end}")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "text", ["a.safetensors:", "a.safetensors:strong", "a.safetensors:nan", "a:inf", "a" * 5000 + ":inf", "", ":1"]
 )
-def test_a_bad_scale_is_refused(text):
+@pytest.mark.parametrize("expert", ["", "@low"])
+def test_a_bad_scale_is_refused(text, expert):
     with pytest.raises(ConfigError):
-        parse_lora(text)
+        parse_lora(text + expert)
 
 
 def test_a_scale_that_is_not_finite_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from scripts.memory_plans import lines
 from vidiff.errors import ConfigError
 from vidiff.interop.wan_published import LARGE, SMALL
 from vidiff.interop.wan_sizes import SHAPES, SIZES
-from vidiff.memory import GIB, MemoryPlan, Phase, plan
+from vidiff.memory import GIB, WEIGHTS, MemoryPlan, Phase, plan
 from vidiff.memory_table import table
 from vidiff.models.autoencoder import VideoVAEConfig
 from vidiff.models.dit import DiTConfig
@@ -35,21 +35,21 @@ def test_weights_are_as_many_as_published(shape: ModelShape, billions: float) ->
 
 
 def test_the_small_published_model_fits_8_gb() -> None:
-    found = plan(WAN_1B, SMALL, budget=8, int8=False)
+    found = plan(WAN_1B, SMALL, budget=8, weights=("full",))
     assert found.needed <= 8 * GIB
     assert found.strategy.transformer == "resident" and found.strategy.text == "host"
 
 
 def test_the_large_published_models_fit_16_gb() -> None:
     for shape in (WAN_14B, IMAGES, EXPERTS):
-        found = plan(shape, SMALL, budget=16, int8=False)
+        found = plan(shape, SMALL, budget=16, weights=("full",))
         assert found.needed <= 16 * GIB and found.strategy.transformer == "streamed"
 
 
 def test_the_fastest_way_that_fits_is_chosen() -> None:
-    kinds = {budget: plan(EXPERTS, SMALL, budget=budget, int8=False).strategy for budget in (16, 48, 80)}
+    kinds = {budget: plan(EXPERTS, SMALL, budget=budget, weights=("full",)).strategy for budget in (16, 48, 80)}
     assert [kinds[budget].transformer for budget in (16, 48, 80)] == ["streamed", "swapped", "resident"]
-    parked = plan(WAN_5B, SIZES["Wan 2.2 TI2V 5B"][0], budget=16, int8=False)
+    parked = plan(WAN_5B, SIZES["Wan 2.2 TI2V 5B"][0], budget=16, weights=("full",))
     assert parked.strategy.parked and parked.strategy.decode == "chunks"
     assert plan(WAN_1B, Size(17, 128, 128, 16.0), budget=80).strategy.decode == "whole"
 
@@ -57,16 +57,16 @@ def test_the_fastest_way_that_fits_is_chosen() -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_more_memory_never_makes_a_plan_leaner_and_low_is_the_leanest(shape: ModelShape) -> None:
     size = SMALL if shape.channels != 48 else SIZES["Wan 2.2 TI2V 5B"][0]
-    low = plan(shape, size, budget="low", int8=False)
-    needed = [found.needed for found in (plan(shape, size, budget=b, int8=False) for b in (16, 24, 48, 80))]
+    low = plan(shape, size, budget="low", weights=("full",))
+    needed = [found.needed for found in (plan(shape, size, budget=b, weights=("full",)) for b in (16, 24, 48, 80))]
     assert needed == sorted(needed) and low.needed <= needed[0]
     assert low.budget is None and low.strategy.decode == "tiles"
-    assert plan(shape, size, budget=low.needed / GIB + 1e-6, int8=False).needed <= low.needed + 1
+    assert plan(shape, size, budget=low.needed / GIB + 1e-6, weights=("full",)).needed <= low.needed + 1
 
 
 def test_nothing_that_fits_is_one_line_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"to denoise needs 23\.\d GiB .* but 16\.0 GiB are given") as error:
-        plan(WAN_14B, LARGE, budget=16, int8=False)
+        plan(WAN_14B, LARGE, budget=16, weights=("full",))
     assert "\n" not in str(error.value)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="give a number of GiB"):
@@ -75,14 +75,29 @@ def test_nothing_that_fits_is_one_line_with_both_numbers() -> None:
         plan(WAN_1B, replace(SMALL, frames=80), budget=80)
 
 
-def test_int8_halves_the_blocks_and_is_slower_than_hidden_copies() -> None:
-    full, lowered = (plan(WAN_14B, SMALL, budget="low", int8=int8) for int8 in (False, True))
-    blocks = [next(row for row in found.rows if row.what == "transformer, blocks") for found in (full, lowered)]
-    assert [row.dtype for row in blocks] == ["bfloat16", "int8"]
-    assert blocks[1].bytes == pytest.approx(blocks[0].bytes / 2, rel=0.01)
-    assert not plan(WAN_14B, SMALL, budget=24, int8=True).strategy.int8
+def test_bytes_halve_the_blocks_and_are_slower_than_hidden_copies() -> None:
+    plans = [plan(WAN_14B, SMALL, budget="low", weights=(one,)) for one in WEIGHTS]
+    blocks = [next(row for row in found.rows if row.what == "transformer, blocks") for found in plans]
+    assert [row.dtype for row in blocks] == ["bfloat16", "int8", "fp8"]
+    for row in blocks[1:]:
+        assert row.bytes == pytest.approx(blocks[0].bytes / 2, rel=0.01)
+    assert plan(WAN_14B, SMALL, budget=24, weights=WEIGHTS).strategy.weights == "full"
     # A single frame computes for less time than its weights need to come to the device.
-    assert plan(WAN_14B, Size(1, 128, 128, 16.0), budget=24, int8=True).strategy.int8
+    assert plan(WAN_14B, Size(1, 128, 128, 16.0), budget=24, weights=WEIGHTS).strategy.weights == "int8"
+
+
+def test_weights_that_are_named_are_kept_to_where_others_would_fit() -> None:
+    found = plan(WAN_1B, SMALL, budget=80, weights=("fp8",))
+    assert found.strategy.weights == "fp8" and found.strategy.transformer == "resident"
+    streamed = plan(WAN_14B, SMALL, budget=13, weights=("fp8",)).strategy
+    assert streamed.weights == "fp8" and streamed.transformer == "streamed"
+
+
+def test_only_int8_is_chosen_unasked_and_only_with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Size(1, 128, 128, 16.0)
+    for here, expected in ((True, "int8"), (False, "full")):
+        monkeypatch.setattr("vidiff.models.quantize.available", lambda here=here: here)
+        assert plan(WAN_14B, short, budget=24).strategy.weights == expected
 
 
 def test_one_sample_a_call_takes_half_the_activations() -> None:
@@ -103,7 +118,7 @@ def test_a_cpu_holds_everything_in_one_memory() -> None:
 
 def test_the_table_says_what_lies_where() -> None:
     console = Console(width=100, record=True, file=StringIO())
-    console.print(table(plan(EXPERTS, SMALL, budget=16, int8=False)))
+    console.print(table(plan(EXPERTS, SMALL, budget=16, weights=("full",))))
     shown = console.export_text()
     assert "transformer 2, blocks" in shown and "streamed" in shown and "of 16.0 GiB on the device" in shown
 

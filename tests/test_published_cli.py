@@ -110,6 +110,20 @@ def test_a_lora_changes_the_clip_and_goes_into_its_recipe(vidiff, folder, tmp_pa
     assert changed.returncode == 2 and "not the LoRA" in changed.stderr
 
 
+def test_a_lora_for_one_expert_goes_into_the_recipe(vidiff, tmp_path):
+    text_to_video(tmp_path / "experts", experts=True)
+    file = lora(tmp_path / "style.safetensors")
+    arguments = ("generate", PROMPT, "--model", tmp_path / "experts", *SIZE)
+    made = vidiff(*arguments, "--lora", f"{file}:0.5@low", "-o", "clip.mp4")
+    assert made.returncode == 0, made.stderr
+    assert "style.safetensors: 4 of 4 modules of the low-noise expert, diffusers names" in made.stderr
+    assert "high-noise" not in made.stderr
+    assert read_metadata(tmp_path / "clip.mp4")["loras"][0]["expert"] == "low"
+    assert json.loads(vidiff("reproduce", "clip.mp4", "--json").stdout)["same_frames"]
+    unknown = vidiff(*arguments, "--lora", f"{file}@2", "-o", "other.mp4")
+    assert unknown.returncode == 2 and "style.safetensors@high or" in unknown.stderr
+
+
 def test_a_lora_that_would_do_nothing_is_an_error(vidiff, folder, tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"lora_te_text_model_q.lora_down.weight": torch.zeros(2, 8)}, path)
@@ -148,6 +162,32 @@ def test_a_plan_of_memory_is_shown_and_kept_to(vidiff, folder, tmp_path):
     assert "transformer, blocks" in made.stderr and "of 8.0 GiB on the device" in made.stderr
     digests = [read_metadata(tmp_path / f"{name}.mp4")["frames_sha256"] for name in ("plain", "planned")]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_weights_of_a_byte_change_the_clip_and_go_into_its_recipe(vidiff, folder, tmp_path, weights):
+    pytest.importorskip("torchao", reason="torchao makes weights of a byte each")
+    arguments = ("generate", PROMPT, "--model", folder, *SIZE)
+    assert vidiff(*arguments, "--weights", "full", "-o", "full.mp4").returncode == 0
+    made = vidiff(*arguments, "--weights", weights, "-o", "narrow.mp4")
+    assert made.returncode == 0, made.stderr
+    assert f"transformer on the device, {weights}" in made.stderr
+    recipes = [read_metadata(tmp_path / f"{name}.mp4") for name in ("full", "narrow")]
+    assert [recipe["weights"] for recipe in recipes] == ["full", weights]
+    assert recipes[0]["frames_sha256"] != recipes[1]["frames_sha256"]
+    assert json.loads(vidiff("reproduce", "narrow.mp4", "--json").stdout)["same_frames"]
+
+
+def test_weights_that_cannot_be_had_are_refused_before_anything_is_loaded(vidiff, folder, monkeypatch):
+    arguments = ("generate", PROMPT, "--frames", "5", "-o", "x.mp4")
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    for model, weights, word in (
+        (folder, "fp4", "--weights is full, int8 or fp8, got 'fp4'"),
+        (folder, "fp8", "pip install torchao"),
+        ("sprites", "fp8", "published models"),
+    ):
+        done = vidiff(*arguments, "--model", model, "--weights", weights)
+        assert done.returncode == 2 and word in done.stderr and "loading" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from vidiff.decoding import decode
 from vidiff.diffusion.travel import Travel, checked_travel, told_at_once
 from vidiff.errors import ConfigError, DataError
 from vidiff.inverting import NoiseFile
+from vidiff.memory import WEIGHTS, Weights
 from vidiff.model_folder import SamplingConfig
+from vidiff.models.experts import EXPERTS
 from vidiff.pipeline import Pipeline
 from vidiff.sampling.interpolation import Arc
 from vidiff.sampling.noise import NoiseFrom, stage_seed
@@ -32,7 +34,7 @@ from vidiff.types import Size
 
 # Of a clip's recipe, all that a user can mean to change; the machine and the versions are not.
 _STARTS = ("prompt", "travel", "negative", "seed", "arc", "noise", "noise_from", "picture")
-_DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype")
+_DECISIVE = (*_STARTS, "model_hash", "sampling", "size", "stages", "upscale", "dtype", "weights")
 # What recipes say that were written before these could be anything else.
 _OLDER: dict[str, Any] = {
     "stages": [],
@@ -41,6 +43,7 @@ _OLDER: dict[str, Any] = {
     "noise": None,
     "noise_from": "vidiff",
     "picture": None,
+    "weights": "full",
 }
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
@@ -77,6 +80,7 @@ class Settings:
     format: str
     upscale: int
     dtype: str = "float32"
+    weights: Weights = "full"  # of the transformer's blocks, in a recipe that is read
     device: str = "cpu"
     stages: int = 0  # how many super-resolution stages follow the base
     noise_from: NoiseFrom = "vidiff"  # whose way of drawing the seed's noise
@@ -206,6 +210,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "fps": final_size(pipeline, settings.size, settings.stages).fps,
         "upscale": settings.upscale,
         "dtype": settings.dtype,
+        "weights": pipeline.weights,
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -293,6 +298,14 @@ def redecode(
     return write_result(job, run, clips[0], recipe, settings, time.monotonic() - started)
 
 
+def _lora(one: dict[str, Any]) -> LoRAFile:
+    expert = one.get("expert")  # older recipes name none
+    return LoRAFile(
+        *(Path(one["path"]), float(one["scale"]), str(one["sha256"])),
+        expert=None if expert is None else EXPERTS[EXPERTS.index(expert)],
+    )
+
+
 def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tuple[Job, Settings]:
     """Return what a stored recipe asks for, to be written to ``output``; ``source`` is where it was read.
 
@@ -316,11 +329,10 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             format=format_of(output),
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
+            weights=WEIGHTS[WEIGHTS.index(recipe["weights"])],
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
-            loras=tuple(
-                LoRAFile(Path(one["path"]), float(one["scale"]), str(one["sha256"])) for one in recipe["loras"]
-            ),
+            loras=tuple(_lora(one) for one in recipe["loras"]),
             noise_from="reference" if recipe["noise_from"] == "reference" else "vidiff",
         )
     except (KeyError, TypeError, ValueError) as error:

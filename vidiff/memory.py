@@ -32,6 +32,8 @@ Budget = Literal["auto", "low"] | float
 Where = Literal["device", "host", "streamed", "freed"]
 Kind = Literal["resident", "swapped", "streamed"]
 Decode = Literal["whole", "chunks", "tiles"]
+Weights = Literal["full", quantize.Bytes]
+WEIGHTS: tuple[Weights, ...] = ("full", "int8", "fp8")
 _Way = TypeVar("_Way")
 
 
@@ -69,7 +71,7 @@ class Strategy:
 
     text: Literal["device", "host"]
     transformer: Kind  # swapped: experts take turns on the device
-    int8: bool  # weights of the transformer's blocks, by `quantize.int8_weights`
+    weights: Weights  # of the transformer's blocks: in the products' type, or by `quantize.byte_weights`
     decode: Decode
     parked: bool  # whether the transformer leaves the device before frames are decoded
 
@@ -132,7 +134,7 @@ def plan(
     guided: bool = True,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
-    int8: bool | None = None,
+    weights: Sequence[Weights] | None = None,
 ) -> MemoryPlan:
     """Return the fastest way to make clips that fits the memory there is.
 
@@ -144,7 +146,8 @@ def plan(
         guided: whether each clip is two samples of one call of the transformer, with and without its text.
         dtype: of the products, and of the weights that most of them take.
         device: where they are computed. On a CPU everything lies in the same memory and only decoding has a choice.
-        int8: whether weights may be int8; None is where torchao is installed.
+        weights: what the weights of the transformer's blocks may be, best first; None is full, and int8 where torchao
+            is installed. Weights spread as those of linear layers are lose less in int8 than in fp8.
 
     Raises:
         ConfigError: if nothing fits, the size is not on the latent grid, or "auto" finds no such device.
@@ -152,14 +155,14 @@ def plan(
     device = torch.device(device)
     given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
     task = _Task(shape, size, clips, clips * (1 + guided), dtype, device)
-    int8 = quantize.available() if int8 is None else int8
+    allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 
     text, encoding = _chosen(list(_encodings(task, host)), given)
-    (transformer, lowered), denoising = _chosen(list(_denoisings(task, host, int8)), given)
-    kept = _resident(task, transformer, lowered)
+    (transformer, held), denoising = _chosen(list(_denoisings(task, host, allowed)), given)
+    kept = _resident(task, transformer, held)
     (decode, parked), decoding = _chosen(list(_decodings(task, host, kept)), given)
-    strategy = Strategy(text, transformer, lowered, decode, parked)
+    strategy = Strategy(text, transformer, held, decode, parked)
     phases: tuple[Phase, ...] = (encoding, denoising, decoding)
     if not host:  # whatever waits does so in the memory that is planned
         phases = tuple(_beside(task, phase, kept) for phase in phases)
@@ -194,28 +197,30 @@ def _encodings(task: _Task, host: bool) -> Iterator[tuple[Literal["device", "hos
         yield "host", Phase("encode text", (("text states", _text_states(task)),))
 
 
-def _denoisings(task: _Task, host: bool, int8: bool) -> Iterator[tuple[tuple[Kind, bool], Phase]]:
+def _denoisings(task: _Task, host: bool, held: Sequence[Weights]) -> Iterator[tuple[tuple[Kind, Weights], Phase]]:
     kinds: list[Kind] = ["resident"]
     if host and len(task.shape.transformers) > 1:
         kinds.append("swapped")
-    ways: list[tuple[Kind, bool]] = [(kind, False) for kind in kinds]
-    if int8:
-        ways += [(kind, True) for kind in kinds]
-    if host:
-        # Copies hide behind long computations, while int8 weights are widened again in each of them.
-        ways.insert(len(kinds) if _copies_hide(task) else len(ways), ("streamed", False))
-        ways += [("streamed", True)] if int8 else []
+    full, narrow = (([w for w in held if (w == "full") == wanted]) for wanted in (True, False))
+    ways: list[tuple[Kind, Weights]] = [(kind, w) for w in full for kind in kinds]
+    streamed: list[tuple[Kind, Weights]] = [("streamed", w) for w in full if host]
+    # Copies hide behind long computations, while weights of a byte are widened again in each of them.
+    ways += streamed if _copies_hide(task) else []
+    ways += [(kind, w) for w in narrow for kind in kinds]
+    ways += [] if _copies_hide(task) else streamed
+    ways += [("streamed", w) for w in narrow if host]
     shape = task.shape
     activations = max(
         dit_bytes(Pass(config, shape.channels, task.grid, task.samples, shape.text_length, shape.text_dim, task.dtype))
         for config in shape.transformers
     )
     latents = 4 * task.samples * shape.channels * math.prod(task.grid) * _LATENT_COPIES + _text_states(task)
-    for kind, lowered in ways:
-        parts = [("transformer", _resident(task, kind, lowered)), ("activations", activations)]
-        if lowered:
-            parts.append(("a widened layer", max(w.largest for w in task.weights) * task.dtype.itemsize))
-        yield (kind, lowered), Phase("denoise", (*parts, ("latents and text", latents)))
+    for kind, weights in ways:
+        parts = [("transformer", _resident(task, kind, weights)), ("activations", activations)]
+        if weights != "full":
+            widened = max(w.largest for w in task.weights) * quantize.widened_bytes(weights, task.dtype)
+            parts.append(("a widened layer", widened))
+        yield (kind, weights), Phase("denoise", (*parts, ("latents and text", latents)))
 
 
 def _decodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], Phase]]:
@@ -261,21 +266,22 @@ def _text_states(task: _Task) -> int:
     return 4 * task.samples * task.shape.text_length * task.shape.text_dim
 
 
-def _bytes(task: _Task, weights: WeightCount, int8: bool) -> tuple[int, int]:
+def _bytes(task: _Task, weights: WeightCount, held: Weights) -> tuple[int, int]:
     """Return the bytes of one transformer and those of its blocks."""
     size = task.dtype.itemsize
-    # A scale and a zero point an output channel.
-    linears = weights.blocks + weights.rows * (size + 1) if int8 else weights.blocks * size
+    # An output channel has a scale, float32, and in int8 a zero point.
+    rows = {"full": 0, "int8": 5, "fp8": 4}[held] * weights.rows
+    linears = weights.blocks * (size if held == "full" else 1) + rows
     blocks = linears + weights.rows * size + weights.float32_blocks * 4
     rest = (weights.lower - weights.rows) * size + (weights.float32 - weights.float32_blocks) * 4
     return blocks + rest, blocks
 
 
-def _resident(task: _Task, kind: str, int8: bool) -> int:
+def _resident(task: _Task, kind: Kind, held: Weights) -> int:
     """Return the bytes of transformers' weights that are on the device at once."""
     totals = []
     for config, weights in zip(task.shape.transformers, task.weights, strict=True):
-        total, blocks = _bytes(task, weights, int8)
+        total, blocks = _bytes(task, weights, held)
         streamed = blocks - blocks // config.depth * min(config.depth, 1 + PREFETCH)
         totals.append(total - streamed if kind == "streamed" else total)
     return max(totals) if kind == "swapped" else sum(totals)
@@ -289,8 +295,8 @@ def _rows(task: _Task, strategy: Strategy) -> Iterator[Row]:
     where = places[strategy.transformer]
     for number, weights in enumerate(task.weights, 1):
         of = f" {number}" if len(task.weights) > 1 else ""
-        total, blocks = _bytes(task, weights, strategy.int8)
-        yield Row(f"transformer{of}, blocks", where, "int8" if strategy.int8 else name, blocks)
+        total, blocks = _bytes(task, weights, strategy.weights)
+        yield Row(f"transformer{of}, blocks", where, name if strategy.weights == "full" else strategy.weights, blocks)
         # What is not in blocks is on the device even of a transformer whose blocks are streamed.
         rest: Where = "device" if where == "streamed" else where
         yield Row(f"transformer{of}, rest", rest, f"{name}, float32", total - blocks)

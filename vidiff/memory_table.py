@@ -37,4 +37,4 @@ def described(strategy: Strategy) -> str:
     }[strategy.transformer]
     decode = {"whole": "whole clips", "chunks": "frames in chunks", "tiles": "frames in tiles"}[strategy.decode]
     parked = ", after the transformer has left" if strategy.parked else ""
-    return f"{text}; {transformer}{', int8' if strategy.int8 else ''}; {decode}{parked}"
+    return f"{text}; {transformer}{'' if strategy.weights == 'full' else f', {strategy.weights}'}; {decode}{parked}"

@@ -20,7 +20,7 @@ from vidiff.diffusion.travel import Mixed, PromptTravel, Travel, parsed
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.hub import pinned
 from vidiff.interop.image_encoder import ImageEncoder, load_image_encoder
-from vidiff.memory import Strategy
+from vidiff.memory import Strategy, Weights
 from vidiff.model_folder import (
     ModelConfig,
     SamplingConfig,
@@ -80,6 +80,11 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.denoiser.null_tokens.device
+
+    @property
+    def weights(self) -> Weights:
+        """What the weights of the denoiser's blocks are held in."""
+        return "full" if self.placement is None else self.placement.strategy.weights
 
     def times(self, size: Size, sampling: SamplingConfig) -> Tensor:
         """Return the times that sampling a clip of ``size`` visits, (num_steps + 1,), float64."""

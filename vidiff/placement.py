@@ -12,7 +12,7 @@ from vidiff.models.build import Autoencoder
 from vidiff.models.dit import SpaceTimeDiT
 from vidiff.models.experts import Experts
 from vidiff.models.offload import Offload, offloaded, place_rest
-from vidiff.models.quantize import int8_weights
+from vidiff.models.quantize import byte_weights
 
 
 class Placement:
@@ -42,11 +42,12 @@ class Placement:
         """Have the transformer where the plan wants it.
 
         Raises:
-            ConfigError: if int8 weights are planned, but torchao is not installed.
+            ConfigError: if weights of a byte each are planned, but torchao is not installed.
         """
-        if self.strategy.int8 and not self._lowered:  # not before: a LoRA is added to weights in full
+        weights = self.strategy.weights
+        if weights != "full" and not self._lowered:  # not before: a LoRA is added to weights in full
             for network in self.networks:
-                int8_weights(network)
+                byte_weights(network, weights)
             self._lowered = True
         if not self._here:
             for network in self.networks:

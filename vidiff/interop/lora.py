@@ -5,6 +5,7 @@ Modules go by the names that diffusers gives them, whatever the dialect of the f
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vidiff.errors import CheckpointError, ConfigError
 from vidiff.interop.lora_export import to_peft
 from vidiff.interop.lora_files import Change, LoRA, read_lora
 from vidiff.interop.lora_keys import IMAGE_MODULES, Dialect, our_name, split_block, their_name
+from vidiff.models.experts import EXPERTS, Expert
 
 __all__ = ["Change", "Coverage", "LoRA", "LoRAInfo", "apply_lora", "describe", "parse_lora", "read_lora", "to_peft"]
 
@@ -25,6 +27,8 @@ BASES = {1536: "Wan 2.1 1.3B", 3072: "Wan 2.2 TI2V 5B", 5120: "Wan 2.1 14B or an
 IMAGE_CHANNELS = 16 + 4 + 16
 
 _SHOWN = 3
+# A name that goes on behind an @, but not to the end of another file's name.
+_WITH_EXPERT = re.compile(r"(.+\.safetensors)(?::[^@]*)?@(?!.*\.safetensors$)[^@]*")
 # Which axis of (out, in) is the transformer's width, for the modules where one is.
 _WIDE_IN = frozenset({"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "ffn.net.0.proj"})
 _WIDE_OUT = frozenset({"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ffn.net.2"}) | {
@@ -69,14 +73,25 @@ class LoRAInfo:
     foreign: int  # modules that no Wan transformer here has
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """Read ``FILE[:scale]``; without a scale it is 1.
+def parse_lora(text: str) -> tuple[Path, float, Expert | None]:
+    """Read ``FILE[:scale][@high|@low]``; without a scale it is 1, without an expert it is left to the file.
 
-    A colon belongs to the path where a file of the whole name is there, or where what follows is no number.
+    A colon belongs to the path where a file of the whole name is there, or where what follows is no number; so does an
+    @ where such a file is there, or where what follows is no expert and what precedes no safetensors file.
 
     Raises:
-        ConfigError: if no file is named, or its scale is no finite number.
+        ConfigError: if no file is named, its scale is no finite number, or there is no such expert.
     """
+    head, _, tail = text.rpartition("@")
+    expert = next((one for one in EXPERTS if one == tail and not os.path.exists(text)), None)
+    path, scale = _file_and_scale(text if expert is None else head)
+    wrong = _WITH_EXPERT.fullmatch(path.name)
+    if wrong is not None and not os.path.exists(path):
+        raise ConfigError(f"a LoRA for one expert is {wrong[1]}@high or {wrong[1]}:SCALE@low, got {text!r}")
+    return path, scale, expert
+
+
+def _file_and_scale(text: str) -> tuple[Path, float]:
     head, colon, tail = text.rpartition(":")
     if not text.strip() or text.startswith(":"):
         raise ConfigError(f"a LoRA is FILE or FILE:SCALE, such as style.safetensors:0.8, got {text!r}")

@@ -5,7 +5,7 @@ As in eDiff-I (Balaji et al., 2022) and Wan 2.2 (Wan Team, 2025).
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from vidiff.errors import ConfigError
 from vidiff.models.dit import DiTConfig, SpaceTimeDiT
 from vidiff.types import Conditioning
+
+Expert = Literal["high", "low"]
+"""The expert at the noise's end of the way or at the data's, by the noise that it is given."""
+EXPERTS: tuple[Expert, ...] = get_args(Expert)
 
 _SAME = 1e-6  # times this near are one: networks are told them in float32
 
@@ -51,6 +55,15 @@ class Experts(nn.Module):
             rows = numbers == number
             output[rows] = self.experts[number](x[rows], t[rows], cond.of(rows))
         return output
+
+    def number_of(self, expert: Expert) -> int:
+        """Return the number of an expert, counted from noise to data."""
+        return 0 if expert == "high" else len(self.experts) - 1
+
+    def described(self, number: int) -> str:
+        """Return what to call an expert before people."""
+        names = {self.number_of(expert): f"the {expert}-noise expert" for expert in EXPERTS}
+        return names.get(number, f"expert {number + 1}")
 
     def expert_at(self, t: Tensor) -> Tensor:
         """Return the number of the expert for each time (B,), counted from noise to data."""

@@ -1,7 +1,8 @@
-"""Smaller weights for a transformer that only generates: bf16, or int8 that is widened a layer at a time."""
+"""Smaller weights for a transformer that only generates: bf16, or bytes that are widened a layer at a time."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from vidiff.errors import ConfigError
 from vidiff.models.dit import SpaceTimeBlock, SpaceTimeDiT
 
 INSTALL = "pip install torchao"
+
+Bytes = Literal["int8", "fp8"]
+"""A byte a weight, scaled by its row's largest: 255 even steps, or float8_e4m3fn, whose steps grow with the weight."""
 
 
 def lower_weights(backbone: SpaceTimeDiT, dtype: torch.dtype) -> None:
@@ -28,29 +32,56 @@ def lower_weights(backbone: SpaceTimeDiT, dtype: torch.dtype) -> None:
 
 
 def available() -> bool:
-    """Return whether `int8_weights` can be called: torchao, which does it, is an optional package."""
+    """Return whether `byte_weights` can be called: torchao, which does it, is an optional package."""
     return find_spec("torchao") is not None
 
 
-def int8_weights(module: nn.Module) -> None:
-    """Hold the Linear weights of all `SpaceTimeBlock`s in ``module`` in int8, one scale an output channel, in place.
+def byte_weights(module: nn.Module, kind: Bytes) -> None:
+    """Hold the Linear weights of all `SpaceTimeBlock`s in ``module`` in a byte each, one scale an output channel.
 
-    Weight-only: each is widened for its product, so that speed gains nothing and memory halves against bf16. Cast to
-    bf16 first where products shall be bf16: the scales and the widened weights take the type that the weights had.
+    In place and weight-only: each is widened for its product, so that speed gains nothing, any device will do and
+    memory halves against bf16. Cast to bf16 first where products shall be bf16: widened weights take the type that the
+    weights had.
 
     Raises:
-        ConfigError: if torchao is not installed, or is too old for this torch, or there is no block.
+        ConfigError: as `check_available`, or there is no block.
     """
-    if not available():
-        raise ConfigError(f"int8 weights need the torchao package; install it with: {INSTALL}")
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise ConfigError(f"this torchao does not fit torch {torch.__version__}: {error}; {INSTALL} -U") from error
+    config = _torchao_config(kind)
     linears = set(block_linears(module))
     if not linears:
-        raise ConfigError("int8 weights are for the blocks of a dit; this network has none")
-    quantize_(module, Int8WeightOnlyConfig(), filter_fn=lambda layer, _: layer in linears)
+        raise ConfigError(f"{kind} weights are for the blocks of a dit; this network has none")
+    from torchao.quantization import quantize_
+
+    quantize_(module, config, filter_fn=lambda layer, _: layer in linears)
+
+
+def check_available(kind: Bytes) -> None:
+    """Raise a ConfigError if torchao, which makes weights of ``kind``, is not installed or is too old for them."""
+    _torchao_config(kind)
+
+
+def _torchao_config(kind: Bytes) -> Any:
+    if not available():
+        raise ConfigError(f"{kind} weights need the torchao package; install it with: {INSTALL}")
+    try:
+        import torchao.quantization as torchao
+
+        config = torchao.Int8WeightOnlyConfig if kind == "int8" else torchao.Float8WeightOnlyConfig
+        # Settings of the compiler are the process's, and older versions change the precision of all products with them.
+        return config(set_inductor_config=False)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"this torchao does not do for {kind} weights with torch {torch.__version__}: {error}; {INSTALL} -U"
+        ) from error
+
+
+def widened_bytes(kind: Bytes, dtype: torch.dtype) -> int:
+    """Return the bytes a weight that a layer takes beside its own while it is widened for products of ``dtype``."""
+    if kind == "int8":  # the scale is multiplied into the product
+        return dtype.itemsize
+    return 8 + (
+        dtype.itemsize if dtype != torch.float32 else 0
+    )  # float32 without and with its scale, then the product's
 
 
 def block_linears(module: nn.Module) -> Iterator[nn.Linear]:

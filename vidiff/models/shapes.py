@@ -26,7 +26,7 @@ class ModelShape:
 class WeightCount:
     """Numbers of weights of one transformer."""
 
-    blocks: int  # in the linear layers of the blocks, which `quantize.int8_weights` makes int8
+    blocks: int  # in the linear layers of the blocks, which `quantize.byte_weights` holds in a byte each
     rows: int  # output channels of those, each with a scale
     lower: int  # others that `quantize.lower_weights` holds in the products' type
     float32: int  # that stay float32
