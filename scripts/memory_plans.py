@@ -12,6 +12,7 @@ from vidiff.memory_table import described
 from vidiff.models.shapes import ModelShape
 from vidiff.types import Size
 
+PHASES = ("encode text", "encode pictures", "denoise", "decode")
 BUDGETS = (8, 12, 16, 24, 32, 48, 80)
 
 
@@ -29,13 +30,14 @@ def plans(shape: ModelShape, size: Size) -> Iterator[tuple[Budget, MemoryPlan]]:
 
 
 def lines() -> Iterator[str]:
-    yield "| model | clip | card | text | denoise | decode | host | how |"
-    yield "|---|---|--:|--:|--:|--:|--:|---|"
+    yield "| model | clip | card | text | picture | denoise | decode | host | how |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
     for name, shape in SHAPES.items():
         for size in SIZES[name]:
             clip = f"{size.width}x{size.height}x{size.frames}"
             for budget, found in plans(shape, size):
-                needs = " | ".join(f"{phase.needed / GIB:.1f}" for phase in found.phases)
+                needed = {phase.name: f"{phase.needed / GIB:.1f}" for phase in found.phases}
+                needs = " | ".join(needed.get(name, "") for name in PHASES)
                 host = f"{found.host / GIB:.0f}"
                 yield f"| {name} | {clip} | {budget} | {needs} | {host} | {described(found.strategy)} |"
 

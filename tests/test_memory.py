@@ -106,6 +106,32 @@ def test_one_sample_a_call_takes_half_the_activations() -> None:
     assert both["transformer"] == one["transformer"]
 
 
+def test_a_picture_is_planned_with_its_encoder_and_its_own_phase() -> None:
+    streamed, whole = (
+        plan(IMAGES, SMALL, budget=16, weights=("full",)),
+        plan(IMAGES, SMALL, budget=80, weights=("full",)),
+    )
+    row = next(row for row in streamed.rows if row.what == "image encoder")
+    assert row.where == "host" and row.bytes == 2 * 630_766_080
+    assert [one.name for one in streamed.phases] == ["encode text", "encode pictures", "denoise", "decode"]
+    without = replace(IMAGES, transformers=(replace(IMAGES.transformers[0], concat_channels=0, image_dim=None),))
+    plain = phase(plan(without, SMALL, budget=80, weights=("full",)), "denoise")
+    more = {name: size - dict(plain.parts).get(name, 0) for name, size in phase(whole, "denoise").parts}
+    f, h, w = 21, 60, 104
+    assert more["pictures"] == 4 * (1 + 2) * (20 * f * h * w + 257 * 1280)
+    assert more["activations"] > 4 * 2 * 36 * f * h * w and more["latents and text"] == 0
+    with pytest.raises(ConfigError, match="encode pictures needs"):
+        plan(replace(IMAGES, transformers=(DiTConfig(concat_channels=20),)), LARGE, budget=12, weights=("full",))
+
+
+def test_the_transformer_leaves_where_it_would_be_in_the_way_of_a_picture() -> None:
+    small = replace(
+        IMAGES, transformers=(DiTConfig(dim=1536, depth=30, num_heads=12, ffn_dim=8960, concat_channels=20),)
+    )
+    for budget, parked in ((17, True), (24, False)):
+        assert plan(small, LARGE, budget=budget, weights=("full",)).strategy.parked == parked
+
+
 def test_a_cpu_holds_everything_in_one_memory() -> None:
     small = ModelShape((DiTConfig(),), 16, 384, 22_000_000, VideoVAEConfig(dim=32), text_length=64)
     found = plan(small, Size(17, 64, 64, 8.0), device="cpu", dtype=torch.float32)

@@ -147,6 +147,10 @@ def test_a_clip_starts_from_a_picture(vidiff, tmp_path):
     made = vidiff(*arguments, "--image", "a.png", "-o", "clip.mp4")
     assert made.returncode == 0, made.stderr
     assert json.loads(vidiff("reproduce", "clip.mp4", "--json").stdout)["same_frames"]
+    planned = vidiff(*arguments, "--image", "a.png", "--memory", "8", "-o", "planned.mp4")
+    assert planned.returncode == 0 and "image encoder" in planned.stderr and "encode pictures: peak" in planned.stderr
+    digests = [read_metadata(tmp_path / f"{name}.mp4")["frames_sha256"] for name in ("clip", "planned")]
+    assert digests[0] == digests[1]
     without = vidiff(*arguments, "-o", "other.mp4")
     assert without.returncode == 2 and "--image" in without.stderr
     (tmp_path / "a.png").write_bytes(b"no picture")

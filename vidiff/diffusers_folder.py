@@ -56,16 +56,27 @@ class DiffusersFolder:
     vae: Component
 
     def shape(self) -> ModelShape:
-        """Return what a plan of memory has to know; raises a CheckpointError if the text encoder is not whole."""
+        """Return what a plan of memory has to know; raises a CheckpointError if an encoder is not whole."""
         text = open_component(self.folder / "text_encoder")
+        image_parameters, image_length = self._image_encoder()
         return ModelShape(
             transformers=(_expert(self.config),) * len(self.transformers),
             channels=wan_autoencoder.config_from_diffusers(self.vae.config).latent_channels,
             text_dim=self.config.text_dim,
-            text_parameters=sum(math.prod(shape) for shape in text.shapes.values()),
+            text_parameters=_parameters(text),
             autoencoder=wan_autoencoder.config_from_diffusers(self.vae.config),
             text_length=_TEXT_TOKENS,
+            image_parameters=image_parameters,
+            image_length=image_length,
         )
+
+    def _image_encoder(self) -> tuple[int, int]:
+        """Return the parameters of the image encoder and how many states it makes of a picture."""
+        if _expert(self.config).image_dim is None:
+            return 0, 0
+        found = open_component(self.folder / "image_encoder")
+        with _named_in(found.folder):
+            return _parameters(found), 1 + (found.config["image_size"] // found.config["patch_size"]) ** 2
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoVAE:
         """Return the autoencoder, float32; raises a CheckpointError if a tensor is not as it should be."""
@@ -196,6 +207,10 @@ def _check_architecture(folder: Path, index: dict[str, Any]) -> None:
         cls = found[1] if isinstance(found, list) and len(found) == 2 else None
         if cls is not None and cls not in kinds:
             raise CheckpointError(f"{folder}: its {name} is a {cls}, which cannot be read; {' or '.join(kinds)} can")
+
+
+def _parameters(component: Component) -> int:
+    return sum(math.prod(shape) for shape in component.shapes.values())
 
 
 def _has(index: dict[str, Any], name: str) -> bool:

@@ -1,14 +1,15 @@
 """Plans for large models: what lies where while a clip is made, and how much memory that takes.
 
-Each of three phases (the text is encoded, latents are denoised, frames are decoded) has several ways, fastest first,
-and a plan takes the first of each that fits. Bytes of activations are counted, see `vidiff.models.activations`.
+Each phase (the text is encoded, and a picture where a model needs one; latents are denoised, frames are decoded) has
+several ways, fastest first, and a plan takes the first of each that fits. Bytes of activations are counted, see
+`vidiff.models.activations`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from vidiff.errors import ConfigError
 from vidiff.models import quantize
 from vidiff.models.activations import Pass, dit_bytes
 from vidiff.models.decoder_activations import decode_bytes
+from vidiff.models.encoder_activations import encode_bytes
 from vidiff.models.shapes import ModelShape, WeightCount, autoencoder_weights, transformer_weights
 from vidiff.types import LatentSpec, Size
 
@@ -34,7 +36,7 @@ Kind = Literal["resident", "swapped", "streamed"]
 Decode = Literal["whole", "chunks", "tiles"]
 Weights = Literal["full", quantize.Bytes]
 WEIGHTS: tuple[Weights, ...] = ("full", "int8", "fp8")
-_Way = TypeVar("_Way")
+_Way = TypeVar("_Way", bound=tuple[Any, tuple["Phase", ...]])
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Row:
 class Phase:
     """One phase and what it puts on the device."""
 
-    name: Literal["encode text", "denoise", "decode"]
+    name: Literal["encode text", "encode pictures", "denoise", "decode"]
     parts: tuple[tuple[str, int], ...]  # names and bytes
 
     @property
@@ -124,6 +126,10 @@ class _Task:
     def autoencoder(self) -> int:
         return 4 * autoencoder_weights(self.shape.autoencoder)
 
+    @property
+    def image_encoder(self) -> int:
+        return self.shape.image_parameters * self.dtype.itemsize
+
 
 def plan(
     shape: ModelShape,
@@ -161,9 +167,9 @@ def plan(
     text, encoding = _chosen(list(_encodings(task, host)), given)
     (transformer, held), denoising = _chosen(list(_denoisings(task, host, allowed)), given)
     kept = _resident(task, transformer, held)
-    (decode, parked), decoding = _chosen(list(_decodings(task, host, kept)), given)
+    (decode, parked), coding = _chosen(list(_codings(task, host, kept)), given)
     strategy = Strategy(text, transformer, held, decode, parked)
-    phases: tuple[Phase, ...] = (encoding, denoising, decoding)
+    phases: tuple[Phase, ...] = (*encoding, *coding[1:], *denoising, coding[0])
     if not host:  # whatever waits does so in the memory that is planned
         phases = tuple(_beside(task, phase, kept) for phase in phases)
         if given is not None and (worst := max(phases, key=lambda phase: phase.needed)).needed > given:
@@ -171,15 +177,16 @@ def plan(
     return MemoryPlan(strategy, tuple(_rows(task, strategy)), phases, given)
 
 
-def _chosen(ways: Sequence[tuple[_Way, Phase]], given: int | None) -> tuple[_Way, Phase]:
-    """Return the first of ``ways`` that fits in ``given`` bytes; with None, the first that takes least."""
-    least = min(ways, key=lambda way: way[1].needed)
+def _chosen(ways: Sequence[_Way], given: int | None) -> _Way:
+    """Return the first of ``ways`` whose phases fit in ``given`` bytes; with None, the first that takes least."""
+    needs = [sorted((phase.needed for phase in phases), reverse=True) for _, phases in ways]
+    least = ways[needs.index(min(needs))]
     if given is None:
         return least
-    for way in ways:
-        if way[1].needed <= given:
+    for way, needed in zip(ways, needs, strict=True):
+        if needed[0] <= given:
             return way
-    raise _too_little(least[1], given)
+    raise _too_little(max(least[1], key=lambda phase: phase.needed), given)
 
 
 def _too_little(phase: Phase, given: int) -> ConfigError:
@@ -189,15 +196,17 @@ def _too_little(phase: Phase, given: int) -> ConfigError:
     )
 
 
-def _encodings(task: _Task, host: bool) -> Iterator[tuple[Literal["device", "host"], Phase]]:
+def _encodings(task: _Task, host: bool) -> Iterator[tuple[Literal["device", "host"], tuple[Phase]]]:
     weights = task.shape.text_parameters * task.dtype.itemsize
     activations = min(_TEXT_ACTIVATIONS, weights // 4)
-    yield "device", Phase("encode text", (("text encoder", weights), ("activations", activations)))
+    yield "device", (Phase("encode text", (("text encoder", weights), ("activations", activations))),)
     if host:
-        yield "host", Phase("encode text", (("text states", _text_states(task)),))
+        yield "host", (Phase("encode text", (("text states", _text_states(task)),)),)
 
 
-def _denoisings(task: _Task, host: bool, held: Sequence[Weights]) -> Iterator[tuple[tuple[Kind, Weights], Phase]]:
+def _denoisings(
+    task: _Task, host: bool, held: Sequence[Weights]
+) -> Iterator[tuple[tuple[Kind, Weights], tuple[Phase]]]:
     kinds: list[Kind] = ["resident"]
     if host and len(task.shape.transformers) > 1:
         kinds.append("swapped")
@@ -211,7 +220,12 @@ def _denoisings(task: _Task, host: bool, held: Sequence[Weights]) -> Iterator[tu
     ways += [("streamed", w) for w in narrow if host]
     shape = task.shape
     activations = max(
-        dit_bytes(Pass(config, shape.channels, task.grid, task.samples, shape.text_length, shape.text_dim, task.dtype))
+        dit_bytes(
+            Pass(
+                *(config, shape.channels, task.grid, task.samples, shape.text_length, shape.text_dim, task.dtype),
+                image_length=shape.image_length,
+            )
+        )
         for config in shape.transformers
     )
     latents = 4 * task.samples * shape.channels * math.prod(task.grid) * _LATENT_COPIES + _text_states(task)
@@ -220,7 +234,23 @@ def _denoisings(task: _Task, host: bool, held: Sequence[Weights]) -> Iterator[tu
         if weights != "full":
             widened = max(w.largest for w in task.weights) * quantize.widened_bytes(weights, task.dtype)
             parts.append(("a widened layer", widened))
-        yield (kind, weights), Phase("denoise", (*parts, ("latents and text", latents)))
+        if pictures := _picture_states(task):
+            parts.append(("pictures", pictures))
+        yield (kind, weights), (Phase("denoise", (*parts, ("latents and text", latents))),)
+
+
+def _codings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], tuple[Phase, ...]]]:
+    """Yield ways to decode, with the phase in which pictures are encoded: the transformer waits in the same place."""
+    size, config = task.size, task.shape.autoencoder
+    pictures: tuple[tuple[str, int], ...] = ()
+    if task.shape.transformers[0].concat_channels:
+        frames = 2 * 4 * 3 * task.clips * size.height * size.width  # pictures, fitted one by one
+        activations = encode_bytes(config, (size.frames, size.height, size.width), task.clips)
+        states = 2 * _picture_states(replace(task, samples=0))  # masks and latents, then together
+        pictures = (("autoencoder", task.autoencoder), ("activations", activations), ("pictures", frames + states))
+    for (decode, parked), phase in _decodings(task, host, kept):
+        parts = pictures if parked else (*pictures, ("transformer", kept))
+        yield (decode, parked), (phase, *([Phase("encode pictures", parts)] if pictures else []))
 
 
 def _decodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], Phase]]:
@@ -249,6 +279,8 @@ def _decodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decod
 def _beside(task: _Task, phase: Phase, kept: int) -> Phase:
     """Return a phase on a CPU, with the weights of the others, which lie in the same memory."""
     waiting = {"transformer": kept, "autoencoder": task.autoencoder}
+    if task.image_encoder:
+        waiting["image encoder"] = task.image_encoder
     names = {name for name, _ in phase.parts}
     return replace(phase, parts=(*phase.parts, *((n, size) for n, size in waiting.items() if n not in names)))
 
@@ -264,6 +296,13 @@ def _copies_hide(task: _Task) -> bool:
 
 def _text_states(task: _Task) -> int:
     return 4 * task.samples * task.shape.text_length * task.shape.text_dim
+
+
+def _picture_states(task: _Task) -> int:
+    """Return the bytes of what a transformer is told of pictures, once and joined for each call of it."""
+    config = task.shape.transformers[0]
+    numbers = config.concat_channels * math.prod(task.grid) + task.shape.image_length * (config.image_dim or 0)
+    return 4 * (task.clips + task.samples) * numbers
 
 
 def _bytes(task: _Task, weights: WeightCount, held: Weights) -> tuple[int, int]:
@@ -300,7 +339,10 @@ def _rows(task: _Task, strategy: Strategy) -> Iterator[Row]:
         # What is not in blocks is on the device even of a transformer whose blocks are streamed.
         rest: Where = "device" if where == "streamed" else where
         yield Row(f"transformer{of}, rest", rest, f"{name}, float32", total - blocks)
-    yield Row("autoencoder", "device" if task.device.type == "cpu" else "host", "float32", task.autoencoder)
+    home: Where = "device" if task.device.type == "cpu" else "host"
+    if task.image_encoder:  # works on the host, once a clip
+        yield Row("image encoder", home, name, task.image_encoder)
+    yield Row("autoencoder", home, "float32", task.autoencoder)
 
 
 def _free(device: torch.device) -> int:

@@ -95,7 +95,7 @@ def started_from(
     if kind == "known":
         return {"known": autoencoder.encode(first)}
     # The frames that are to be made are gray to the encoder.
-    gray = first.new_zeros(*first.shape[:2], size.frames - 1, *first.shape[3:])
+    gray = first.new_zeros(()).expand(*first.shape[:2], size.frames - 1, *first.shape[3:])
     pieces = [first, *gray.split(autoencoder.latents.frame_stride, dim=2)] if size.frames > 1 else [first]
     latents = torch.cat(list(autoencoder.encode_pieces(pieces)), dim=2)
     mask = latents.new_zeros(len(latents), autoencoder.latents.frame_stride, *latents.shape[2:])

@@ -4,7 +4,8 @@ Each function walks through the code it is named after and keeps a `Tally`: what
 forgets is dropped. Nothing is computed, so the sizes may be those of the largest published models.
 `tests/test_activations.py` compares the counts with tensors really alive.
 
-Axes: B batch, T tokens of all samples, L text tokens, D width; C channels, f h w latent frames, rows, columns.
+Axes: B batch, T tokens of all samples, L text tokens, M states of a picture, D width; C channels, f h w latent frames,
+rows, columns.
 """
 
 import math
@@ -46,6 +47,7 @@ class Pass:
     text_length: int  # L
     text_dim: int
     dtype: torch.dtype  # of the products; the rest is float32, see `vidiff.models.quantize.lower_weights`
+    image_length: int = 0  # M, of a transformer that reads a picture's states
 
     @property
     def tokens(self) -> int:
@@ -66,10 +68,12 @@ def dit_bytes(run: Pass) -> int:
     size = run.dtype.itemsize
     tally = Tally()
     numbers = math.prod(config.patch_size) * run.channels
-    tally.hold(patches=rows * numbers * 4, positions=rows // run.samples * 24)
+    seen = math.prod(config.patch_size) * (run.channels + config.concat_channels)  # with what a picture adds
+    tally.hold(seen=rows * seen * 4 if config.concat_channels else 0)
+    tally.hold(patches=rows * seen * 4, positions=rows // run.samples * 24)
     if run.half:  # autocast keeps the float32 layers' weights in the products' type for the whole pass
         heads = 2 if config.input_skip else 1
-        tally.hold(weights=(dim * numbers + dim + heads * (dim * numbers + numbers)) * size, cast=rows * numbers * size)
+        tally.hold(weights=(dim * seen + dim + heads * (dim * numbers + numbers)) * size, cast=rows * seen * size)
         tally.hold(low=rows * dim * size)
         tally.drop("cast")
     tally.hold(embedded=rows * dim * 4)
@@ -79,13 +83,32 @@ def dit_bytes(run: Pass) -> int:
     table = rows // run.samples * config.head_dim // 2
     tally.hold(angles=table * 8, angle=table * 8, ones=table * 8, polar=table * 16, rotary=table * 8)
     tally.drop("angles", "angle", "ones", "polar")
+    _picture(tally, run)
     words = run.samples * run.text_length
     tally.hold(text_in=words * run.text_dim * size if run.half else 0, text=words * dim * size)
     tally.drop("text_in")
     _block(tally, run)
-    tally.drop("text", "embedded")
+    tally.drop("text", "image", "embedded")
     _head(tally, run, numbers)
     return int(tally.peak)
+
+
+def _picture(tally: Tally, run: Pass) -> None:
+    """Count the projection of a picture's states; leaves ``image``, which all blocks read."""
+    width, dim, size = run.config.image_dim, run.config.dim, run.dtype.itemsize
+    if width is None:
+        tally.hold(image=0)
+        return
+    states = run.samples * run.image_length
+    if run.half:
+        tally.hold(picture_weights=(width * width + width + width * dim + dim) * size)
+    tally.hold(norm_in=states * width * 4, cast_in=states * width * size if run.half else 0)
+    tally.hold(hidden=states * width * size)
+    tally.drop("norm_in", "cast_in")
+    tally.hold(gelu=states * width * size, wide=states * dim * size)
+    tally.drop("gelu")
+    tally.hold(image=states * dim * size)
+    tally.drop("wide", "hidden")
 
 
 def _block(tally: Tally, run: Pass) -> None:
@@ -103,7 +126,8 @@ def _block(tally: Tally, run: Pass) -> None:
     # rotation of the keys and the hidden layer.
     tally.hold(cast=product if run.half else 0, y=product)
     tally.drop("cast")
-    _attention(tally, run, run.samples * run.text_length, rotary=False, regrouped=False)
+    pictures = 0 if config.image_dim is None else run.samples * run.image_length
+    _attention(tally, run, run.samples * run.text_length, rotary=False, regrouped=False, pictures=pictures)
     tally.hold(after=stream)
     tally.drop("attended")
     hidden = rows * config.hidden_dim * run.dtype.itemsize
@@ -125,8 +149,8 @@ def _modulated(tally: Tally, run: Pass, name: str = "y") -> None:
     tally.drop("norm")
 
 
-def _attention(tally: Tally, run: Pass, keys: int, rotary: bool, regrouped: bool) -> None:
-    """Count an attention from all tokens to ``keys`` others; leaves its result, ``attended``."""
+def _attention(tally: Tally, run: Pass, keys: int, rotary: bool, regrouped: bool, pictures: int = 0) -> None:
+    """Count an attention from all tokens to ``keys`` others and states of pictures; leaves its result, ``attended``."""
     size, dim, rows = run.dtype.itemsize, run.config.dim, run.tokens
     mine, theirs = rows * dim * size, keys * dim * size
     table = run.tokens * run.config.head_dim // 2 * 8
@@ -147,8 +171,17 @@ def _attention(tally: Tally, run: Pass, keys: int, rotary: bool, regrouped: bool
         tally.drop("turned_q", "turned_k")  # they take the place of those before
     tally.hold(heads=mine, sums=rows * run.config.num_heads * 4)
     tally.drop("sums")
+    if pictures:
+        shown = pictures * dim * size
+        tally.hold(raw=shown, small=pictures * _SMALL, unit=shown, k_image=shown)
+        tally.drop("raw", "small", "unit")
+        tally.hold(v_image=shown)
+        tally.hold(k=0, v=0, picture_heads=mine, sums=rows * run.config.num_heads * 4)
+        tally.drop("sums")
+        tally.hold(heads=mine)  # of both together, while each is there
+        tally.drop("picture_heads")
     tally.hold(attended=mine)
-    tally.drop("q", "k", "v", "heads")
+    tally.drop("q", "k", "v", "heads", *(("k_image", "v_image") if pictures else ()))
     if regrouped:
         tally.drop("regrouped", "rotations")
 

@@ -16,7 +16,7 @@ from vidiff.models.causal import AttentionPerFrame, CausalConv3d, DuplicateUp, R
 
 @dataclass(frozen=True)
 class Volume:
-    """Size of one tensor of the decoder: (B, C, F, H, W)."""
+    """Size of one tensor: (B, C, F, H, W)."""
 
     samples: int
     channels: int
@@ -30,8 +30,8 @@ class Volume:
 
 
 @dataclass
-class _Walk:
-    """One decode: what is alive, and how it runs."""
+class Walk:
+    """One decode or encode: what is alive, and how it runs."""
 
     size: int  # bytes of a number
     wide_norms: bool  # whether a norm works on float32 copies
@@ -65,7 +65,7 @@ def decode_bytes(
     with torch.device("meta"):
         decoder = Decoder(config)
     half = dtype != torch.float32
-    walk = _Walk(dtype.itemsize, half and not fused_norms, chunk is not None)
+    walk = Walk(dtype.itemsize, half and not fused_norms, chunk is not None)
     f, h, w = grid
     latents = Volume(samples, config.latent_channels, f, h, w)
     if half:  # autocast keeps a copy of the weights
@@ -83,24 +83,24 @@ def _is_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Conv3d)
 
 
-def _piece(walk: _Walk, decoder: Decoder, latents: Volume, config: VideoVAEConfig, first: bool) -> None:
+def _piece(walk: Walk, decoder: Decoder, latents: Volume, config: VideoVAEConfig, first: bool) -> None:
     tally = walk.tally
     tally.hold(z=latents.numbers * 4, x=walk.bytes(latents))
-    x = _convolved(walk, decoder.conv_in, latents, "x")
-    x = _res_block(walk, decoder.middle.before, x)
+    x = convolved(walk, decoder.conv_in, latents, "x")
+    x = res_block(walk, decoder.middle.before, x)
     if isinstance(decoder.middle.attention, AttentionPerFrame):
-        _attention(walk, x)
-    x = _res_block(walk, decoder.middle.after, x)
+        attended(walk, x)
+    x = res_block(walk, decoder.middle.after, x)
     tally.alive["level"] = tally.alive["x"]  # a name for the same tensor, until the first block makes another
     tally.alive["x"] = 0
     level = x
     for index, block in enumerate(decoder.up):
-        x = _res_block(walk, block, x) if isinstance(block, ResBlock) else _upsampled(walk, block, x)
+        x = res_block(walk, block, x) if isinstance(block, ResBlock) else _upsampled(walk, block, x)
         if str(index) in decoder.shortcuts:
             _shortcut(walk, decoder.shortcuts[str(index)], level, x)
             level = x
-    _activated(walk, x)
-    pixels = _convolved(walk, decoder.conv_out, x, "folded")
+    activated(walk, x)
+    pixels = convolved(walk, decoder.conv_out, x, "folded")
     tally.drop("activated", "x", "level")
     out = pixels.numbers
     tally.hold(unfolded=out * walk.size if config.patch_size * config.patch_frames > 1 else 0)
@@ -108,7 +108,7 @@ def _piece(walk: _Walk, decoder: Decoder, latents: Volume, config: VideoVAEConfi
     tally.drop("float", "unfolded", "folded", "z")
 
 
-def _convolved(walk: _Walk, conv: CausalConv3d, x: Volume, name: str) -> Volume:
+def convolved(walk: Walk, conv: CausalConv3d, x: Volume, name: str) -> Volume:
     """Count a causal convolution, whose result is held as ``name``."""
     out = replace(x, channels=conv.out_channels)
     if not conv.reach:
@@ -128,7 +128,8 @@ def _convolved(walk: _Walk, conv: CausalConv3d, x: Volume, name: str) -> Volume:
     return out
 
 
-def _activated(walk: _Walk, x: Volume) -> None:
+def activated(walk: Walk, x: Volume) -> None:
+    """Count a norm and SiLU; leaves the result, ``activated``."""
     if walk.wide_norms:
         walk.tally.hold(wide=x.numbers * 4, scaled=x.numbers * 4, weighted=x.numbers * 4)
         walk.tally.drop("wide", "scaled", "weighted")
@@ -136,13 +137,14 @@ def _activated(walk: _Walk, x: Volume) -> None:
     walk.tally.drop("normed")
 
 
-def _res_block(walk: _Walk, block: ResBlock, x: Volume) -> Volume:
+def res_block(walk: Walk, block: ResBlock, x: Volume) -> Volume:
+    """Count a `ResBlock`, whose result takes the place of ``x``."""
     tally = walk.tally
-    _activated(walk, x)
-    out = _convolved(walk, block.conv1, x, "y")
+    activated(walk, x)
+    out = convolved(walk, block.conv1, x, "y")
     tally.drop("activated")
-    _activated(walk, out)
-    _convolved(walk, block.conv2, out, "y")
+    activated(walk, out)
+    convolved(walk, block.conv2, out, "y")
     tally.drop("activated")
     tally.hold(skip=walk.bytes(out) if block.shortcut is not None and _is_conv(block.shortcut) else 0)
     tally.hold(x=walk.bytes(out))
@@ -150,7 +152,8 @@ def _res_block(walk: _Walk, block: ResBlock, x: Volume) -> Volume:
     return out
 
 
-def _attention(walk: _Walk, x: Volume) -> None:
+def attended(walk: Walk, x: Volume) -> None:
+    """Count an `AttentionPerFrame`, whose result takes the place of ``x``."""
     one = walk.bytes(x)
     walk.tally.hold(y=one, qkv=3 * one, heads=3 * one, attended=one)
     walk.tally.drop("qkv", "y")
@@ -158,7 +161,7 @@ def _attention(walk: _Walk, x: Volume) -> None:
     walk.tally.drop("y", "heads", "attended")
 
 
-def _upsampled(walk: _Walk, block: nn.Module, x: Volume) -> Volume:
+def _upsampled(walk: Walk, block: nn.Module, x: Volume) -> Volume:
     assert isinstance(block, Upsample)
     tally = walk.tally
     given = walk.bytes(x)
@@ -177,14 +180,14 @@ def _upsampled(walk: _Walk, block: nn.Module, x: Volume) -> Volume:
     return out
 
 
-def _doubled(walk: _Walk, block: Upsample, time: CausalConv3d, x: Volume) -> Volume:
+def _doubled(walk: Walk, block: Upsample, time: CausalConv3d, x: Volume) -> Volume:
     """Count the doubling of frames; the first frame of a clip stays single."""
     single = not walk.streamed or block not in walk.seen
     walk.seen.add(block)
     rest = replace(x, frames=x.frames - single)
     if rest.frames == 0:
         return x
-    _convolved(walk, time, rest, "wider")
+    convolved(walk, time, rest, "wider")
     out = replace(x, frames=2 * rest.frames + single)
     walk.tally.hold(doubled=walk.bytes(replace(rest, frames=2 * rest.frames)))
     walk.tally.drop("wider")
@@ -196,7 +199,7 @@ def _doubled(walk: _Walk, block: Upsample, time: CausalConv3d, x: Volume) -> Vol
     return out
 
 
-def _shortcut(walk: _Walk, shortcut: nn.Module, level: Volume, x: Volume) -> None:
+def _shortcut(walk: Walk, shortcut: nn.Module, level: Volume, x: Volume) -> None:
     assert isinstance(shortcut, DuplicateUp)
     repeated = walk.bytes(level) * shortcut.repeats
     at_once = shortcut.repeats == shortcut.factor_t * shortcut.factor_s**2

@@ -20,6 +20,8 @@ class ModelShape:
     text_parameters: int  # of the text encoder
     autoencoder: VideoVAEConfig
     text_length: int = 512  # tokens of a prompt
+    image_parameters: int = 0  # of the encoder of pictures whose states the transformer reads, if it does
+    image_length: int = 0  # states of a picture
 
 
 @dataclass(frozen=True)
