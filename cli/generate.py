@@ -131,7 +131,8 @@ def generate(
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        pipeline, loras = _load(model, device, dtype, download, lora or [], _Room(memory, weights, frames, size, batch))
+        room = _Room(memory, weights, frames, size, batch, image is not None)
+        pipeline, loras = _load(model, device, dtype, download, lora or [], room)
         sampling = _sampling(
             pipeline,
             _own_sampling(pipeline, planned[0]),
@@ -187,6 +188,7 @@ class _Room:
     frames: int | None
     size: str | None
     clips: int
+    picture: bool
 
 
 def _load(
@@ -205,7 +207,8 @@ def _load(
     chosen = chosen_device(device)
     precision = None if dtype is None else getattr(torch, checked_dtype(dtype))
     size = sized(folder, room.frames, room.size)
-    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips, checked_weights(room.weights))
+    weights = checked_weights(room.weights)
+    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips, weights, room.picture)
     with console.status(f"loading {model}"):
         pipeline = load(folder, chosen, precision, strategy)
         return adapted(pipeline, found, note), found

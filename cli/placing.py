@@ -20,6 +20,7 @@ def strategy_for(
     size: "Size | None" = None,
     clips: int = 1,
     weights: "Weights | None" = None,
+    picture: bool = False,
 ) -> "Strategy | None":
     """Return how a published model goes to the device, and print the plan; None for a model that goes there whole.
 
@@ -31,6 +32,7 @@ def strategy_for(
         size: of the clips; None is the model's own.
         clips: made at once.
         weights: of the transformer's blocks; None is what the plan finds best.
+        picture: whether clips start from one.
 
     Raises:
         ConfigError: if nothing fits, the model is one of ours, or torchao does not do for the weights.
@@ -51,8 +53,6 @@ def strategy_for(
         return None
     if memory is None and narrow is None and device.type == "cpu":
         return None
-    if narrow is not None:
-        check_available(narrow)
     opened = open_diffusers_folder(folder)
     found = plan(
         opened.shape(),
@@ -62,7 +62,10 @@ def strategy_for(
         dtype=getattr(torch, opened.config.dtype) if dtype is None else dtype,
         device=device,
         weights=None if weights is None else (weights,),
+        picture=picture,
     )
+    if found.strategy.weights != "full":
+        check_available(found.strategy.weights)
     console.print(table(found))
     return found.strategy
 

@@ -45,7 +45,9 @@ def reproduce(
             job.noise.read()
         folder, precision = find_model(model or settings.model), getattr(torch, settings.dtype)
         device, weights = torch.device(settings.device), settings.weights
-        strategy = strategy_for(folder, None, device, precision, settings.size, weights=weights)
+        strategy = strategy_for(
+            folder, None, device, precision, settings.size, weights=weights, picture=job.picture is not None
+        )
         pipeline = load(folder, device, precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)
         if pipeline.hash != recipe["model_hash"]:

@@ -23,6 +23,7 @@ TINY_VAE = VideoVAEConfig(latent_channels=4, dim=16, dim_mult=(1, 2, 4), tempora
 WAN_1B = DiTConfig(dim=1536, depth=2, num_heads=12, ffn_dim=8960, mask_text=False)
 WAN_14B = DiTConfig(dim=5120, depth=2, num_heads=40, ffn_dim=13824, mask_text=False)
 WAN_I2V = replace(WAN_14B, concat_channels=20, image_dim=1280)
+WAN_5B = DiTConfig(dim=3072, depth=2, num_heads=24, ffn_dim=14336, mask_text=False)
 WAN_480P = (21, 60, 104)
 
 
@@ -38,6 +39,7 @@ def measured_step(run: Pass) -> int:
         text,
         concat=torch.zeros(b, concat, *run.grid) if concat else None,
         image=None if width is None else torch.zeros(b, run.image_length, width),
+        known=torch.zeros(b, run.channels, 1, *run.grid[1:]) if run.known else None,
     )
     with torch.no_grad(), torch.autocast("cpu", BF16, enabled=run.half), Peak() as peak:
         network(x, t, cond)
@@ -110,6 +112,19 @@ def test_a_step_from_a_picture_takes_what_was_counted(
     config = replace(TINY.config, concat_channels=concat, image_dim=width, ffn_dim=ffn_dim)
     run = replace(TINY, config=config, dtype=dtype, image_length=states)
     assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("ffn_dim", [32, 256, 1024])
+def test_a_step_from_given_frames_takes_what_was_counted(ffn_dim: int, dtype: torch.dtype) -> None:
+    run = replace(TINY, config=replace(TINY.config, ffn_dim=ffn_dim), dtype=dtype, known=True)
+    assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.05)
+
+
+def test_the_published_transformer_from_given_frames_takes_what_was_counted() -> None:
+    run = Pass(WAN_5B, 48, (31, 44, 80), 2, 512, 4096, BF16, known=True)
+    with FakeTensorMode():
+        assert dit_bytes(run) == pytest.approx(measured_step(run), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ def test_a_picture_is_planned_with_its_encoder_and_its_own_phase() -> None:
         plan(replace(IMAGES, transformers=(DiTConfig(concat_channels=20),)), LARGE, budget=12, weights=("full",))
 
 
+def test_a_picture_that_is_not_needed_is_planned_where_it_is_given() -> None:
+    size = SIZES["Wan 2.2 TI2V 5B"][0]
+    without, given = (plan(WAN_5B, size, budget=24, weights=("full",), picture=one) for one in (False, True))
+    assert [one.name for one in given.phases if one not in without.phases] == ["encode pictures", "denoise"]
+    more = phase(given, "denoise").bytes - phase(without, "denoise").bytes
+    assert more == pytest.approx(4 * 2 * 31 * 22 * 40 * 6 * 3072, rel=0.03)  # modulations of each token, float32
+
+
 def test_the_transformer_leaves_where_it_would_be_in_the_way_of_a_picture() -> None:
     small = replace(
         IMAGES, transformers=(DiTConfig(dim=1536, depth=30, num_heads=12, ffn_dim=8960, concat_channels=20),)

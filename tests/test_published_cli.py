@@ -168,6 +168,17 @@ def test_a_plan_of_memory_is_shown_and_kept_to(vidiff, folder, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_a_picture_that_is_given_is_planned(vidiff, tmp_path):
+    from PIL import Image
+
+    image_to_video(tmp_path / "both", "known")
+    Image.new("RGB", (48, 32), (200, 30, 60)).save(tmp_path / "a.png")
+    arguments = ("generate", PROMPT, "--model", tmp_path / "both", *SIZE, "--memory", "8", "-o", "x.mp4")
+    for extra, planned in (((), False), (("--image", "a.png"), True)):
+        made = vidiff(*arguments, *extra)
+        assert made.returncode == 0 and ("encode pictures: peak" in made.stderr) == planned, made.stderr
+
+
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
 def test_weights_of_a_byte_change_the_clip_and_go_into_its_recipe(vidiff, folder, tmp_path, weights):
     pytest.importorskip("torchao", reason="torchao makes weights of a byte each")

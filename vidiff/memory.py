@@ -110,6 +110,14 @@ class _Task:
     samples: int
     dtype: torch.dtype
     device: torch.device
+    picture: bool
+
+    @property
+    def pictures(self) -> Literal["none", "concat", "known"]:
+        """Return how clips start from a picture."""
+        if self.shape.transformers[0].concat_channels:
+            return "concat"
+        return "known" if self.picture else "none"
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -141,6 +149,7 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
     weights: Sequence[Weights] | None = None,
+    picture: bool = False,
 ) -> MemoryPlan:
     """Return the fastest way to make clips that fits the memory there is.
 
@@ -154,13 +163,14 @@ def plan(
         device: where they are computed. On a CPU everything lies in the same memory and only decoding has a choice.
         weights: what the weights of the transformer's blocks may be, best first; None is full, and int8 where torchao
             is installed. Weights spread as those of linear layers are lose less in int8 than in fp8.
+        picture: whether clips start from a picture, of a model that can do without.
 
     Raises:
         ConfigError: if nothing fits, the size is not on the latent grid, or "auto" finds no such device.
     """
     device = torch.device(device)
     given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
-    task = _Task(shape, size, clips, clips * (1 + guided), dtype, device)
+    task = _Task(shape, size, clips, clips * (1 + guided), dtype, device, picture)
     allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 
@@ -224,6 +234,7 @@ def _denoisings(
             Pass(
                 *(config, shape.channels, task.grid, task.samples, shape.text_length, shape.text_dim, task.dtype),
                 image_length=shape.image_length,
+                known=task.pictures == "known",
             )
         )
         for config in shape.transformers
@@ -243,9 +254,10 @@ def _codings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode,
     """Yield ways to decode, with the phase in which pictures are encoded: the transformer waits in the same place."""
     size, config = task.size, task.shape.autoencoder
     pictures: tuple[tuple[str, int], ...] = ()
-    if task.shape.transformers[0].concat_channels:
+    if task.pictures != "none":
+        length = size.frames if task.pictures == "concat" else 1
         frames = 2 * 4 * 3 * task.clips * size.height * size.width  # pictures, fitted one by one
-        activations = encode_bytes(config, (size.frames, size.height, size.width), task.clips)
+        activations = encode_bytes(config, (length, size.height, size.width), task.clips)
         states = 2 * _picture_states(replace(task, samples=0))  # masks and latents, then together
         pictures = (("autoencoder", task.autoencoder), ("activations", activations), ("pictures", frames + states))
     for (decode, parked), phase in _decodings(task, host, kept):
@@ -302,6 +314,8 @@ def _picture_states(task: _Task) -> int:
     """Return the bytes of what a transformer is told of pictures, once and joined for each call of it."""
     config = task.shape.transformers[0]
     numbers = config.concat_channels * math.prod(task.grid) + task.shape.image_length * (config.image_dim or 0)
+    if task.pictures == "known":
+        numbers = task.shape.channels * math.prod(task.grid[1:])
     return 4 * (task.clips + task.samples) * numbers
 
 

@@ -48,6 +48,7 @@ class Pass:
     text_dim: int
     dtype: torch.dtype  # of the products; the rest is float32, see `vidiff.models.quantize.lower_weights`
     image_length: int = 0  # M, of a transformer that reads a picture's states
+    known: bool = False  # whether first frames are given: each token then has modulations of its own
 
     @property
     def tokens(self) -> int:
@@ -116,11 +117,12 @@ def _block(tally: Tally, run: Pass) -> None:
     config, rows = run.config, run.tokens
     stream, product = rows * config.dim * 4, rows * config.dim * run.dtype.itemsize
     tally.hold(tokens=stream)  # the block's argument, which its caller keeps
-    tally.hold(branches=run.samples * 3 * config.num_branches * config.dim * 4, y=0)
+    each = rows if run.known else run.samples
+    tally.hold(branches=each * 3 * config.num_branches * config.dim * 4, y=0)
     for branch in range(config.num_branches - 1):
         _modulated(tally, run)
         _attention(tally, run, rows, rotary=True, regrouped=config.attention == "factorized" and branch == 1)
-        tally.hold(gated=product, after=stream)
+        _gated(tally, run, "after")
         tally.drop("gated", "attended")
     # Autocast on CUDA makes norms float32, which is not counted: they are small beside the two peaks of a block, the
     # rotation of the keys and the hidden layer.
@@ -136,7 +138,7 @@ def _block(tally: Tally, run: Pass) -> None:
     tally.drop("modulated")
     tally.hold(gelu=hidden, out=product)
     tally.drop("gelu")
-    tally.hold(gated=product, result=stream)
+    _gated(tally, run, "result")
     tally.drop("y", "gated", "out", "result", "after", "branches")
 
 
@@ -145,8 +147,21 @@ def _modulated(tally: Tally, run: Pass, name: str = "y") -> None:
     product = run.tokens * run.config.dim * run.dtype.itemsize
     tally.hold(cast=product if run.half else 0, norm=product)
     tally.drop("cast")
+    if run.known:
+        tally.hold(shift=product if run.half else 0, wide=run.tokens * run.config.dim * 4)
+        tally.hold(scale=product if run.half else 0)
+        tally.drop("wide" if run.half else "scale")
     tally.hold(**{name: product})
-    tally.drop("norm")
+    tally.drop("norm", *(("shift", "scale" if run.half else "wide") if run.known else ()))
+
+
+def _gated(tally: Tally, run: Pass, name: str) -> None:
+    """Count a branch's gate and its sum with the tokens, held as ``name``; leaves their product, ``gated``."""
+    numbers = run.tokens * run.config.dim
+    gate = numbers * run.dtype.itemsize if run.known and run.half else 0
+    tally.hold(gate=gate, gated=numbers * run.dtype.itemsize)
+    tally.drop("gate")
+    tally.hold(**{name: numbers * 4})
 
 
 def _attention(tally: Tally, run: Pass, keys: int, rotary: bool, regrouped: bool, pictures: int = 0) -> None:
@@ -188,7 +203,9 @@ def _attention(tally: Tally, run: Pass, keys: int, rotary: bool, regrouped: bool
 
 def _head(tally: Tally, run: Pass, numbers: int) -> None:
     rows, dim = run.tokens, run.config.dim
-    tally.hold(y=rows * dim * 4, modulated=rows * dim * 4)
+    each = rows * dim * 4 if run.known else 0
+    tally.hold(branches=2 * each, y=rows * dim * 4, scale=each, modulated=rows * dim * 4)
+    tally.drop("scale")
     tally.hold(cast=rows * dim * run.dtype.itemsize if run.half else 0, out=rows * numbers * run.dtype.itemsize)
     tally.drop("cast", "modulated")
     tally.hold(output=rows * numbers * 4, result=rows * numbers * 4)
