@@ -1,10 +1,13 @@
 """Multi-head attention with RMS-normalized queries and keys and rotary positions."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidiff.errors import ConfigError
+from vidiff.types import TextEmbedding
 
 
 def check_head_width(dim: int, num_heads: int) -> None:
@@ -63,7 +66,7 @@ class Attention(nn.Module):
         rotary: Tensor | None = None,
         mask: Tensor | None = None,
         image: Tensor | None = None,
-        states: tuple[Tensor, Tensor] | None = None,
+        source: TextEmbedding | None = None,
     ) -> Tensor:
         """Attend from ``x`` to ``context``, by default to ``x``.
 
@@ -73,14 +76,15 @@ class Attention(nn.Module):
             rotary: complex rotations for queries and keys, (B or 1, N, 1, D / num_heads / 2).
             mask: True where a context token may be seen, (B, L).
             image: tokens of a picture to look at as well, (B, M, D).
-            states: `keys_and_values` of the context, if they are there already.
+            source: the text that the context was made of, where keys and values may be kept for the next step.
 
         Returns:
             Tokens, (B, N, D).
         """
         scale = (x.shape[-1] // self.num_heads) ** -0.5  # multiplied into the norm's weight, where it costs nothing
         q = self.norm_query(self.query(x), scale).unflatten(-1, (self.num_heads, -1))
-        k, v = self.keys_and_values(x if context is None else context) if states is None else states
+        make = partial(self.keys_and_values, x if context is None else context)
+        k, v = make() if source is None else source.once(self, make)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)

@@ -162,15 +162,11 @@ class SpaceTimeBlock(nn.Module):
         norm, dtype = self.cross_norm, context.dtype
         y = F.layer_norm(x.to(dtype), x.shape[-1:], norm.weight.to(dtype), norm.bias.to(dtype), self.eps)
         x = x + self.cross_attention(
-            y.to(dtype), states=self._text_states(context), mask=context.text_mask, image=context.image
+            y.to(dtype), context.text, mask=context.text_mask, image=context.image, source=context.source
         )
 
         y = self.mlp_in(self._modulated(x, branches[-1], context))
         return gated(x, self.mlp_out(F.gelu(y, approximate="tanh")), branches[-1])
-
-    def _text_states(self, context: Context) -> tuple[Tensor, Tensor]:
-        make = partial(self.cross_attention.keys_and_values, context.text)
-        return make() if context.source is None else context.source.once(self.cross_attention, make)
 
     def _branches(self, context: Context, tokens: int) -> tuple[Tensor, ...]:
         """Return shift, scale and gate of each branch, (B, 3, 1, D), or for each token, (B, 3, N, D)."""
