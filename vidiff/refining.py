@@ -61,7 +61,7 @@ class Refiner:
         they have no seams, and nothing is made twice.
         """
         spec, backbone = self.pixels.latents, self.config.backbone
-        frames = math.prod(WINDOWS.size) // math.prod(shape[1:])
+        frames = min(WINDOWS.size[0], math.prod(WINDOWS.size) // math.prod(shape[1:]))
         step = math.lcm(spec.frame_stride, self.refines.factors[0])
         frames = (frames - 1) // step * step + 1
         if isinstance(backbone, UNet3DConfig) and not backbone.temporal and frames >= (1 if step == 1 else 1 + step):
