@@ -7,8 +7,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from tests.damaged import add, drop, edited, pickled, spoil, weights_of, widen
 from tests.published import image_to_video, stirred, text_to_video
 from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
@@ -239,38 +240,6 @@ def copy(folder, tmp_path):
     import shutil
 
     return shutil.copytree(folder, tmp_path / "copy")
-
-
-def edited(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def weights_of(copy, change):
-    path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-
-
-def drop(weights):
-    del weights["blocks.1.attn2.to_k.weight"]
-
-
-def add(weights):
-    weights["blocks.1.extra.weight"] = torch.zeros(2)
-
-
-def widen(weights):
-    weights["proj_out.bias"] = torch.zeros(17)
-
-
-def spoil(weights):
-    weights["proj_out.bias"][3] = torch.nan
-
-
-def pickled(copy):
-    path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
-    path.rename(path.with_suffix(".bin"))
 
 
 @pytest.mark.parametrize(
