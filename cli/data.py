@@ -61,7 +61,7 @@ def toyworld(
     from vidiff.sizes import parsed_size
     from vidiff.types import Size
 
-    height, width = parsed_size(size if "x" in size else f"{size}x{size}")
+    height, width = parsed_size(f"{size}x{size}" if size.isdecimal() else size)
     clips = ToyClips(count, Size(frames, height, width, fps), seed, heldout, parsed(only or []))
     with terminated_as_interrupt(), console.status("rendering") as status:
         write = write_folder if folder else write_shards

@@ -15,6 +15,7 @@ def reproduce(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: NAME-again beside it.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the model lies now, if it has moved.")] = None,
     noise: Annotated[Path | None, typer.Option(help="Where the noise lies now that it starts from.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the one that made it.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a clip again from the recipe inside it, and say whether the frames are the same.
@@ -27,6 +28,7 @@ def reproduce(
         import torch
 
         from vidiff.adapting import adapted
+        from vidiff.cli.devices import chosen_device
         from vidiff.cli.placing import strategy_for
         from vidiff.cli.progress import sampling_progress
         from vidiff.data.metadata import read_metadata
@@ -44,11 +46,12 @@ def reproduce(
             job = replace(job, noise=replace(job.noise, path=noise or job.noise.path))
             job.noise.read()
         folder, precision = find_model(model or settings.model), getattr(torch, settings.dtype)
-        device, weights = torch.device(settings.device), settings.weights
+        where = chosen_device(device or settings.device)
+        settings, weights = replace(settings, device=str(where)), settings.weights
         strategy = strategy_for(
-            folder, None, device, precision, settings.size, weights=weights, picture=job.picture is not None
+            folder, None, where, precision, settings.size, weights=weights, picture=job.picture is not None
         )
-        pipeline = load(folder, device, precision, strategy)
+        pipeline = load(folder, where, precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)
         if pipeline.hash != recipe["model_hash"]:
             warn(f"the model {settings.model} is not the one that made {clip}; the frames will differ")

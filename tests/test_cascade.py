@@ -314,9 +314,9 @@ def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path
         StreamedText(pipeline.text_encoder, data),
     )
     said = [caption for index in range(3) for caption in data.captions(index)]
-    assert list(text.first) == list(live.first)
-    assert [text.caption(m) for m in range(12)] == [live.caption(m) for m in range(12)] == said
-    kept, fresh = text.embedding([9, 2]), live.embedding([9, 2])
+    numbers = [[m for index in range(3) for m in source.of_clip(index)] for source in (text, live)]
+    assert [text.caption(m) for m in numbers[0]] == [live.caption(m) for m in numbers[1]] == said
+    kept, fresh = (source.embedding([m[9], m[2]]) for source, m in zip((text, live), numbers, strict=True))
     assert torch.equal(kept.mask, fresh.mask)
     torch.testing.assert_close(kept.tokens, fresh.tokens, atol=2e-3, rtol=2e-3)
 

@@ -166,7 +166,7 @@ def test_true_toy_clips_follow_their_captions_and_swapped_ones_do_not(tmp_path):
     # Chance is one in as many values as there are.
     assert kinds["following-ground"].floor == kinds["following-shape"].floor == pytest.approx(1 / 6)
     assert 0.1 < values[0].floor < 0.4
-    assert (tmp_path / "cache").joinpath("toyworld-oracle-1.jsonl").read_text().count("\n") == 4
+    assert (tmp_path / "cache").joinpath("toyworld-oracle-2.jsonl").read_text().count("\n") == 4
 
 
 def test_what_cannot_be_measured_says_what_is_missing(sets, tmp_path):

@@ -111,6 +111,25 @@ def test_rolling_does_not_slip(shape, motion):
 
 
 @pytest.mark.parametrize("motion", list(HEADING))
+@pytest.mark.parametrize(("shape", "axle"), [("cylinder", 1), ("torus", 2)])
+def test_what_rolls_lies_across_its_way(shape, axle, motion):
+    posed = poses(alone(motion, shape), TIMES)
+    x, z = HEADING[motion]
+    across = np.abs(posed.axes[:, 0, :, axle] @ np.array([z, 0.0, x]))
+    np.testing.assert_allclose(across, 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_pose_does_not_depend_on_the_other_moments_asked_for(motion):
+    for shape in ("sphere", "cylinder", "torus"):
+        scene = pair(motion, None if motion == "orbit" else "left of") if motion != "right" else alone(motion)
+        scene = replace(scene, objects=(replace(scene.objects[0], shape=shape), *scene.objects[1:]))
+        whole, last = poses(scene, TIMES), poses(scene, TIMES[-1:])
+        for name in ("center", "axes", "scale", "eye", "view"):
+            np.testing.assert_array_equal(getattr(whole, name)[-1:], getattr(last, name))
+
+
+@pytest.mark.parametrize("motion", list(HEADING))
 def test_things_go_where_the_word_says(motion):
     posed = poses(alone(motion, "cube"), TIMES)
     way = posed.center[-1, 0] - posed.center[0, 0]

@@ -71,6 +71,23 @@ def test_conditions_hold_in_every_scene():
     assert len({scene.camera for scene in scenes}) > 3
     assert all(draw_scene(0, index, True, only).pairs() & HELD_OUT for index in range(10))
     assert ToyClips(2, SMALL, only=only).row(1)["scene"]["only"]["ground"] == ("sand",)
+    assert parsed(["color=red", "color=blue,red"]) == (("color", ("red", "blue")),)
+
+
+@pytest.mark.parametrize("condition", ["relation=behind", "relation=on top of", "motion=orbit"])
+def test_held_out_scenes_are_found_whatever_pair_was_drawn_first(condition):
+    only = parsed([condition])
+    assert all(draw_scene(0, index, True, only).pairs() & HELD_OUT for index in range(40))
+
+
+def test_a_half_written_shard_or_clip_is_not_read(tmp_path):
+    write_shards(ToyClips(2, SMALL), tmp_path / "shards")
+    (tmp_path / "shards" / ".tmp-1-ab.tar").write_bytes(b"half")
+    write_folder(ToyClips(2, SMALL), tmp_path / "folder")
+    (tmp_path / "folder" / ".tmp-1-ab.mp4").write_bytes(b"half")
+    for name in ("shards", "folder"):
+        data = ClipDataset(DataConfig(tmp_path / name, frames=3, height=16, width=24))
+        assert len(data) == data.fates.total == 2
 
 
 @pytest.mark.parametrize(

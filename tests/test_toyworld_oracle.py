@@ -7,7 +7,7 @@ from vidiff.data.toyworld.attributes import Layout, Scene, Thing
 from vidiff.data.toyworld.captions import caption
 from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import render
-from vidiff.errors import DataError
+from vidiff.errors import ConfigError, DataError
 from vidiff.metrics.toyworld_oracle import accuracy, centroid_track, color_share, judge, value_of
 
 FPS, COUNT = 12, 4
@@ -112,3 +112,6 @@ def test_pixels_of_a_color_are_counted_and_followed():
     assert (np.diff(track[:, 0]) > 0).all() and track[-1, 0] - track[0, 0] > 0.6
     assert np.abs(np.diff(track[:, 1])).max() < 0.05
     assert np.isnan(centroid_track(np.zeros((2, 8, 8, 3), np.uint8), "red")).all()
+    for color in ("white", "redd"):
+        with pytest.raises(ConfigError, match=rf"'{color}' cannot be told .* Use one of red, "):
+            color_share(clip, color)

@@ -79,6 +79,20 @@ def test_rendering_repeats_itself_bit_for_bit_and_knows_no_neighbors():
     assert torch.equal(whole[2:3, 3:5], render(scenes[2:3], TIMES[3:5], 32, 48))
 
 
+def test_one_moment_of_what_rolls_is_the_frame_of_the_clip():
+    scene = alone("away", "cylinder")
+    assert torch.equal(render([scene], TIMES, 64, 64)[:, -1:], render([scene], TIMES[-1:], 64, 64))
+
+
+def test_the_inside_of_things_is_not_seen():
+    things = (Thing("sphere", "red", "large", motion="grow"),)
+    inside = render([Scene(things, camera="dolly in", ground="sand")], np.array([6.0]), 32, 32)
+    empty = render(
+        [Scene((Thing(size="small", motion="rise"),), camera="dolly in", ground="sand")], np.array([6.0]), 32, 32
+    )
+    assert (inside.int() - empty.int()).abs().float().mean() < 40
+
+
 def test_a_window_is_the_cut_out_picture():
     scenes = [draw_scene(0, index) for index in (0, 2)]  # one of them snows
     whole = render(scenes, TIMES[:2], 64, 64)

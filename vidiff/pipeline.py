@@ -358,7 +358,7 @@ def _refiner(folder: Path, name: str, base: ModelConfig, fps: float, device: tor
         raise CheckpointError(f"{folder / name}: does not fit {folder}: its text encoder is another one")
     frames_alone = isinstance(config.backbone, UNet3DConfig) and not config.backbone.temporal
     any_rate = frames_alone and config.refines.kind == "spatial_sr"
-    if not any_rate and config.refines.before(config.size).fps != fps:
+    if not any_rate and not math.isclose(config.refines.before(config.size).fps, fps):
         raise CheckpointError(
             f"{folder / name}: makes {config.size.fps:g} frames a second out of "
             f"{config.refines.before(config.size).fps:g}, but the stage before it makes {fps:g}"

@@ -27,7 +27,8 @@ def read_folder(folder: Path) -> list[tuple[Path, list[str] | DataError]]:
     listed = _list_of(folder)
     if listed is not None:
         return [(clip, _told(row, place)) for place, clip, row in _listed(folder, listed)]
-    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
+    found = (path for path in folder.rglob("*") if not path.name.startswith("."))  # hidden, such as half-written ones
+    clips = sorted(path for path in found if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
     return [(path, _beside(path)) for path in clips if path.is_file()]
 
 

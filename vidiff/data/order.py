@@ -1,14 +1,16 @@
 """The order of the samples, a pure function of (seed, step): nothing of it is ever saved or restored."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=2)  # a step asks for the order of one epoch or two
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation of ``range(size)`` that epoch ``epoch`` visits, int64."""
+    """Return the permutation of ``range(size)`` that epoch ``epoch`` visits, int64; not to be changed."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(size))
 
 

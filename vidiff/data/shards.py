@@ -46,7 +46,7 @@ class Member:
 def shards_at(path: Path) -> list[Path]:
     """Return the shards that ``path`` means: one file, all in a folder, or all that fit a pattern; sorted."""
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return sorted(found for found in path.glob("*.tar") if not found.name.startswith("."))  # half-written ones
     if any(character in str(path) for character in "*?["):
         found = sorted(Path(name) for name in glob.glob(str(path)))
         if not found:

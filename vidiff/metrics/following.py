@@ -27,7 +27,7 @@ from vidiff.metrics.sprite_oracle import judge_sprite
 from vidiff.metrics.toyworld_oracle import judge
 
 # Counted up when they judge otherwise.
-_TOYWORLD, _SPRITES = "toyworld-oracle-1", "sprite-oracle-1"
+_TOYWORLD, _SPRITES = "toyworld-oracle-2", "sprite-oracle-1"
 _NEEDED = "--data with attributes, as vidiff data toyworld writes them, or sprites beside their sheets"
 
 

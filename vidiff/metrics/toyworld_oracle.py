@@ -29,6 +29,7 @@ _GAIN = 0.02  # share of the error that a sweep has to win for another one
 _ANSWERS, _MOVEMENTS = 3, 8  # of one question, and of all pairs of camera and motion,
 _MARGIN = 1.1  # but none whose rough error is this many times the smallest
 _FITTED = (12, 3)  # shapes and sizes that are given their own best places roughly, in two rounds
+HUES = tuple(color for color in OBJECT_COLORS if color not in ("white", "black"))  # snow and night are those too
 _MIN_PSNR = 22.0  # dB
 _MAX_SPREAD, _MAX_CHANGE = 5.0, 2.0
 _FLOOR, _CHANGE_FLOOR = 10.0, 40.0  # squares of 8-bit pixels that are too small to count: noise
@@ -294,12 +295,20 @@ def accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def color_share(clip: np.ndarray, color: str) -> np.ndarray:
-    """Return the share of pixels of each frame nearer to ``color`` than to any other object color, (F,)."""
+    """Return the share of pixels of each frame nearer to ``color`` than to any other object color, (F,).
+
+    Raises:
+        ConfigError: unless ``color`` is one of `HUES`.
+    """
     return _nearest_color(clip, color).mean((1, 2))
 
 
 def centroid_track(clip: np.ndarray, color: str) -> np.ndarray:
-    """Return the center of the pixels nearest to ``color``, (F, 2): x, y from -1 to 1, NaN where there are none."""
+    """Return the center of the pixels nearest to ``color``, (F, 2): x, y from -1 to 1, NaN where there are none.
+
+    Raises:
+        ConfigError: unless ``color`` is one of `HUES`.
+    """
     mask = _nearest_color(clip, color)
     height, width = mask.shape[1:]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
@@ -310,10 +319,12 @@ def centroid_track(clip: np.ndarray, color: str) -> np.ndarray:
 
 def _nearest_color(clip: np.ndarray, color: str) -> np.ndarray:
     """Return which pixels (F, H, W) have the hue of ``color`` and are as colorful as an object."""
-    palette = np.array(list(OBJECT_COLORS.values()), np.float32)
+    if color not in HUES:
+        raise ConfigError(f"{color!r} cannot be told by its hue. Use one of {', '.join(HUES)}.")
+    palette = np.array([OBJECT_COLORS[hue] for hue in HUES], np.float32)
     pixels = clip.astype(np.float32)
     shades = palette / palette.sum(1, keepdims=True)
     own = pixels / np.maximum(pixels.sum(3, keepdims=True), 1)
     distance = ((own[..., None, :] - shades) ** 2).sum(-1)
     colorful = pixels.max(3) - pixels.min(3) > 60
-    return (distance.argmin(-1) == list(OBJECT_COLORS).index(color)) & colorful
+    return (distance.argmin(-1) == HUES.index(color)) & colorful

@@ -110,6 +110,10 @@ class CachedText:
         """Return caption ``number`` of all."""
         return self.captions[number]
 
+    def of_clip(self, index: int) -> range:
+        """Return the numbers of a clip's captions."""
+        return range(self.first[index], self.first[index + 1])
+
     def embedding(self, captions: list[int]) -> TextEmbedding:
         """Return the states of these captions, padded to the longest."""
         spans = [self.tokens[self.starts[m] : self.starts[m + 1]].float() for m in captions]

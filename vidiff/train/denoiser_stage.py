@@ -116,7 +116,7 @@ class DenoiserStage:
             latents = _frame_of(latents, first_frame)
         else:
             low_res = self._guess(latents)
-        captions = [int(rng.integers(self.text.first[i], self.text.first[i + 1])) for i in indices]
+        captions = [int(rng.integers(of.start, of.stop)) for of in map(self.text.of_clip, indices)]
         return Batch(
             [self.data.key(index) for index in indices],
             latents=latents,
@@ -195,7 +195,7 @@ class DenoiserStage:
         """Return clips of the first captions, few steps, from fixed noise."""
         assert isinstance(model, Denoiser)
         count, device = min(2, self.size), next(model.parameters()).device
-        captions = [self.text.first[i] for i in range(count)]
+        captions = [self.text.of_clip(i)[0] for i in range(count)]
         frames = 1 if self.config.single_frames == 1 else None
         first = torch.zeros(count, dtype=torch.int64, device=device)
         latents = self._stacked(list(range(count)))

@@ -118,7 +118,7 @@ class DistillationStage:
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        captions = [int(rng.integers(self.text.first[i], self.text.first[i + 1])) for i in indices]
+        captions = [int(rng.integers(of.start, of.stop)) for of in map(self.text.of_clip, indices)]
         return Batch(
             [self.data.key(index) for index in indices],
             latents=torch.stack([self.latents[index] for index in indices]).float(),
@@ -165,7 +165,7 @@ class DistillationStage:
         """Return clips of the first captions as the student makes them, from fixed noise."""
         assert isinstance(model, Denoiser)
         count, where = min(2, self.size), model.null_tokens.device
-        cond = Conditioning(self.text.embedding([self.text.first[i] for i in range(count)]).to(where))
+        cond = Conditioning(self.text.embedding([self.text.of_clip(i)[0] for i in range(count)]).to(where))
         noise, shape = SeededNoise(range(count)), self.latents[0].shape
         made = sample(
             lambda x, t: model(x, t, cond),

@@ -81,11 +81,11 @@ class EvaluatorStage:
             video = torch.cat([video, spoiled(video[:worse], rng)])
         own, others = [], []
         for index in indices:
-            start, end = self.text.first[index], self.text.first[index + 1]
-            wrong = end - self.data.wrong(index)
-            own.append(int(rng.integers(start, wrong)))
-            if wrong < end:
-                others.append(int(rng.integers(wrong, end)))
+            numbers = self.text.of_clip(index)
+            wrong = numbers.stop - self.data.wrong(index)
+            own.append(int(rng.integers(numbers.start, wrong)))
+            if wrong < numbers.stop:
+                others.append(int(rng.integers(wrong, numbers.stop)))
         return Batch(
             [self.data.key(index) for index in indices],
             video=video,

@@ -1,8 +1,6 @@
 """Latents and text states made when they are asked for: for data without end, and for GPUs that wait for no disk."""
 
-from bisect import bisect_right
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -12,6 +10,8 @@ from vidiff.data.clips import Clips
 from vidiff.models.build import Autoencoder
 from vidiff.train.autoencoder_stage import to_video
 from vidiff.types import TextEmbedding, TextEncoder
+
+_MOST = 1 << 16  # captions of one clip that are used
 
 
 class Latents(Protocol):
@@ -37,12 +37,15 @@ class StreamedText:
 
     def __init__(self, encoder: TextEncoder, data: Clips):
         self.encoder, self.data = encoder, data
-        self.first = [0, *accumulate(len(data.captions(index)) for index in range(len(data)))]
+
+    def of_clip(self, index: int) -> range:
+        """Return the numbers of a clip's captions. Other clips are not asked, so that there may be millions."""
+        return range(index * _MOST, index * _MOST + min(_MOST, len(self.data.captions(index))))
 
     def caption(self, number: int) -> str:
         """Return caption ``number`` of all."""
-        index = bisect_right(self.first, number) - 1
-        return self.data.captions(index)[number - self.first[index]]
+        index, which = divmod(number, _MOST)
+        return self.data.captions(index)[which]
 
     @torch.no_grad()
     def embedding(self, captions: list[int]) -> TextEmbedding:

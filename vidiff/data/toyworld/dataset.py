@@ -13,7 +13,7 @@ from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import Window, render
 from vidiff.errors import ConfigError
 
-_RENDERER = 2  # part of every cache key: raise it when frames or captions come out differently
+_RENDERER = 3  # part of every cache key: raise it when frames or captions come out differently
 _CAPTIONS = 4  # of each scene: other words for the same
 
 

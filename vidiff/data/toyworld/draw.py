@@ -29,7 +29,8 @@ _COUNTS = (0.55, 0.35, 0.1)  # how often a scene has one, two, three objects
 _OTHERS_STAND = 0.75  # how often an object that is not the first stands still
 _CAMERA_STILL, _CLEAR = 0.3, 0.6
 _HELD_OUT = sorted(HELD_OUT)
-_TRIES = 2000  # without conditions a handful are enough
+_TRIES = 100  # of one held-out pair; without conditions a handful are enough
+_ROUNDS = 50  # each with another pair, since conditions may contradict the first
 
 
 def draw_scene(seed: int, index: int, heldout: bool = False, only: Only = ()) -> Scene:
@@ -41,18 +42,19 @@ def draw_scene(seed: int, index: int, heldout: bool = False, only: Only = ()) ->
         ConfigError: if no scene meets the conditions.
     """
     rng = np.random.default_rng((seed, index, heldout))
-    wanted = _HELD_OUT[int(rng.integers(len(_HELD_OUT)))] if heldout else None
-    for _ in range(_TRIES):
-        try:
-            scene = _drawn(rng)
-            if wanted is not None:
-                scene = _with_pair(scene, wanted)
-            if only:
-                scene = narrowed(scene, only, rng)
-        except ConfigError:
-            continue  # the attributes contradict each other
-        if bool(scene.pairs() & HELD_OUT) == heldout:
-            return scene
+    for _ in range(_ROUNDS):
+        wanted = _HELD_OUT[int(rng.integers(len(_HELD_OUT)))] if heldout else None
+        for _ in range(_TRIES):
+            try:
+                scene = _drawn(rng)
+                if wanted is not None:
+                    scene = _with_pair(scene, wanted)
+                if only:
+                    scene = narrowed(scene, only, rng)
+            except ConfigError:
+                continue  # the attributes contradict each other
+            if bool(scene.pairs() & HELD_OUT) == heldout:
+                return scene
     asked = "; ".join(f"{name}={','.join(values)}" for name, values in only)
     raise ConfigError(f"no {'held-out' if heldout else 'training'} scene was found with {asked}; allow more values")
 

@@ -69,7 +69,11 @@ def poses(scene: Scene, times: Array) -> Poses:
         height = ROLLING[thing.shape] if rolls else STANDING[thing.shape][0]
         center[:, index, 0], center[:, index, 2] = path[:, 0], path[:, 1]
         center[:, index, 1] = floor + height * scale[:, index] + lift
-        axes[:, index] = _rolled(thing, path, height) if rolls else _turned(scene, index, times)
+        if rolls:  # measured from where it began, so that one moment's pose is the same whatever others are asked for
+            begin, _ = _paths(scene, index, np.array(station), np.zeros(1))
+            axes[:, index] = _rolled(thing, path - begin, height)
+        else:
+            axes[:, index] = _turned(scene, index, times)
     eye, view = _camera(scene, times)
     return Poses(center, axes, scale, eye, view)
 
@@ -166,10 +170,9 @@ def _turned(scene: Scene, index: int, times: Array) -> Array:
     return _rotation(np.array([0.0, 1.0, 0.0]), angle)
 
 
-def _rolled(thing: Thing, path: Array, height: float) -> Array:
-    """Return the axes (T, 3, 3) of something that rolls along ``path`` (T, 2) without slipping."""
-    way = path - path[0]
-    along_x = abs(way[-1, 0]) >= abs(way[-1, 1])
+def _rolled(thing: Thing, way: Array, height: float) -> Array:
+    """Return the axes (T, 3, 3) of something that has rolled along ``way`` (T, 2) without slipping."""
+    along_x = thing.motion not in HEADING or HEADING[thing.motion][0] != 0  # collisions are along x
     distance = way[:, 0] if along_x else way[:, 1]
     # Rolling towards +x turns about -z, towards +z about +x.
     axis = np.array([0.0, 0.0, -1.0]) if along_x else np.array([1.0, 0.0, 0.0])

@@ -33,7 +33,7 @@ def parsed(conditions: Sequence[str]) -> Only:
                 raise ConfigError(
                     f"unknown {name} {value!r}.{did_you_mean(value, known)} Use one of {', '.join(known)}."
                 )
-        found[name] = values
+        found[name] = (*found.get(name, ()), *(value for value in values if value not in found.get(name, ())))
     return tuple(found.items())
 
 

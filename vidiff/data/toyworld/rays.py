@@ -80,7 +80,7 @@ def _traced(
     for _ in range(_STEPS):
         step = distance(start + t[:, None] * heading)
         t = t + step
-    return t, (step < _HIT) & (t < leave + _HIT)
+    return t, (step < _HIT) & (t < leave + _HIT) & (t >= 0)  # out of an object around the eye, steps lead backwards
 
 
 def _described(objects: Objects, eye: Tensor, rays: Tensor, depth: Tensor, slot: Tensor) -> Hits:
