@@ -263,6 +263,8 @@ def test_generate_then_reproduce_then_decode(vidiff, model, tmp_path):
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["same_frames"] is True
     assert (tmp_path / "orc.mp4").read_bytes() == (tmp_path / "orc-again.mp4").read_bytes()
+    nowhere = vidiff("reproduce", tmp_path / "orc.mp4", "--device", "cuda:99")
+    assert nowhere.returncode == 2 and "use --device cpu" in nowhere.stderr
     decoded = vidiff("decode", row["run"], "-o", tmp_path / "orc.gif")
     assert decoded.returncode == 0, decoded.stderr
     assert read_metadata(tmp_path / "orc.gif")["frames_sha256"] == row["frames_sha256"]

@@ -1,4 +1,4 @@
-"""The toy world as training data: rendered as it is asked for, endless and without a file."""
+"""The toy world as training data: rendered as it is asked for, without a file. An epoch may have millions of scenes."""
 
 import hashlib
 from dataclasses import dataclass
