@@ -31,6 +31,7 @@ from vidiff.diffusion.schedule import FlowSchedule
 from vidiff.interop import wan_autoencoder, wan_transformer
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.dit import SpaceTimeDiT
+from vidiff.models.quantize import lower_weights
 from vidiff.sampling.loop import sample
 from vidiff.sampling.times import FlowSpacing
 from vidiff.sampling.unipc import UniPC
@@ -86,11 +87,10 @@ def build(scale: Scale, dtype: torch.dtype, device: torch.device) -> Sides:
     ours = VideoVAE(wan_autoencoder.config_from_diffusers(vae.config)).eval()
     ours.load_state_dict(wan_autoencoder.to_ours(vae.state_dict()))
     modules = [one.requires_grad_(False).to(device) for one in (transformer, vae, dit, ours)]
-    for one in modules[:3]:
+    for one in (transformer, vae):
         one.to(dtype)
-    # Time is embedded in float32 on both sides, as published.
-    for one in (transformer.condition_embedder.time_embedder, dit.time_embedding, dit.time_projection):
-        one.float()
+    transformer.condition_embedder.time_embedder.float()  # as published
+    lower_weights(dit, dtype)  # what a pipeline holds so; the rest is float32
     return Sides(*modules, dtype=dtype, device=device)
 
 

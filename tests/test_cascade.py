@@ -321,6 +321,12 @@ def test_streamed_latents_and_text_are_the_cached_ones(model, pipeline, tmp_path
     torch.testing.assert_close(kept.tokens, fresh.tokens, atol=2e-3, rtol=2e-3)
 
 
+def test_streamed_text_asks_only_for_the_clips_of_a_batch(pipeline):
+    data = open_clips(ToyWorldConfig(clips=10**9, frames=9, height=16, width=16))
+    text = StreamedText(pipeline.text_encoder, data)
+    assert [text.caption(m) for m in text.of_clip(999_999_999)] == data.captions(999_999_999)
+
+
 def test_upscale_takes_any_clip(model, tmp_path):
     write_video(tmp_path / "in.mp4", np.random.default_rng(0).integers(0, 255, (4, 18, 22, 3), dtype=np.uint8), 6)
     command = ["upscale", tmp_path / "in.mp4", "--to", "88x72", "--fps", "12", "--model", model, "--json"]
@@ -350,6 +356,16 @@ def test_upscaling_plans_time_before_space(pipeline):
     names = [refiner.name for refiner in plan(pipeline.refiners, Size(4, 16, 16, 6), 256, 256, 12)]
     assert names == ["temporal_sr", "spatial_sr", "spatial_sr"]
     assert plan(pipeline.refiners, Size(4, 16, 16, 6), 16, 16, 6) == []
+
+
+def test_rates_of_stages_agree_up_to_rounding(model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    config = tmp_path / "m" / "temporal_sr" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["size"]["fps"] *= 1 + 1e-15
+    config.write_text(yaml.safe_dump(settings))
+    assert settings["size"]["fps"] != 12
+    load(tmp_path / "m")
 
 
 def test_a_stage_that_sees_single_frames_takes_clips_of_any_rate(model, tmp_path):

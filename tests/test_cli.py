@@ -94,6 +94,7 @@ def test_toyworld_writes_what_data_check_reads(tmp_path):
     assert json.loads((out / "MANIFEST.json").read_text())["shards"]["toyworld-00000.tar"]["samples"] == 2
     done = vidiff("data", "check", out, "--frames", 3, "--size", "16x16", "--json", capture_output=True, check=True)
     assert json.loads(done.stdout)["used"] == 2
+    vidiff("data", "toyworld", "--out", tmp_path / "wide", "--count", 1, "--frames", 3, "--size", "24X16", check=True)
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):

@@ -129,12 +129,11 @@ class DistillationStage:
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.latents is not None and batch.text is not None
         count, where = len(batch.latents), generator.device
-        cond = Conditioning(batch.text)
+        cond, teacher = Conditioning(batch.text), self.teacher.to(where)
         if self.config.drop_text:
             drop = torch.rand(count, generator=generator, device=where) < self.config.drop_text
-            cond = cond.drop_text(drop, self.teacher.null_text(count))
+            cond = cond.drop_text(drop, teacher.null_text(count))
         with torch.no_grad():
-            teacher = self.teacher.to(where)
             null = cond.with_text(self._null(count, where))
             room = Classroom(
                 guided(teacher, cond, null, self.guidance, schedule=self.schedule),

@@ -29,8 +29,8 @@ _COUNTS = (0.55, 0.35, 0.1)  # how often a scene has one, two, three objects
 _OTHERS_STAND = 0.75  # how often an object that is not the first stands still
 _CAMERA_STILL, _CLEAR = 0.3, 0.6
 _HELD_OUT = sorted(HELD_OUT)
-_TRIES = 100  # of one held-out pair; without conditions a handful are enough
-_ROUNDS = 50  # each with another pair, since conditions may contradict the first
+# How often each held-out pair is tried: a handful are enough for most, but conditions may contradict the first pair.
+_TRIES = (2000, *(100,) * 50)
 
 
 def draw_scene(seed: int, index: int, heldout: bool = False, only: Only = ()) -> Scene:
@@ -42,9 +42,9 @@ def draw_scene(seed: int, index: int, heldout: bool = False, only: Only = ()) ->
         ConfigError: if no scene meets the conditions.
     """
     rng = np.random.default_rng((seed, index, heldout))
-    for _ in range(_ROUNDS):
+    for tries in _TRIES:
         wanted = _HELD_OUT[int(rng.integers(len(_HELD_OUT)))] if heldout else None
-        for _ in range(_TRIES):
+        for _ in range(tries):
             try:
                 scene = _drawn(rng)
                 if wanted is not None:
