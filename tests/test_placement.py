@@ -56,6 +56,17 @@ def test_blocks_are_ordinary_again_after_they_were_streamed(folder, expected):
     assert torch.equal(latents(model), expected)
 
 
+def test_an_expert_that_is_on_the_device_is_not_moved_there_again(folder, monkeypatch):
+    # As weights sent to "cuda" lie on cuda:0, those sent to "cpu:0" lie on cpu: one device under two names.
+    model = load(folder, "cpu:0", strategy=Strategy("host", "swapped", "full", "chunks", False))
+    latents(model)
+    moves = []
+    for network in model.placement.networks:
+        monkeypatch.setattr(network, "to", moves.append)
+    latents(model)
+    assert not moves
+
+
 def test_models_of_ours_have_no_plan():
     from vidiff.pipeline import find_model
 

@@ -20,11 +20,12 @@ class Placement:
 
     def __init__(self, strategy: Strategy, device: torch.device, denoiser: Denoiser, autoencoder: Autoencoder):
         """Make ready what is on the device for all phases."""
-        self.strategy, self.device, self.denoiser, self.autoencoder = strategy, device, denoiser, autoencoder
+        self.strategy, self.denoiser, self.autoencoder = strategy, denoiser, autoencoder
         self._offloads: list[Offload] = []
         self._here = self._lowered = False
         # The null text says where the model is, and is small.
         denoiser.null_tokens = nn.Parameter(denoiser.null_tokens.to(device), requires_grad=False)
+        self.device = denoiser.null_tokens.device  # with its number: cuda and the cuda:0 of weights are not equal
         if strategy.transformer == "swapped":
             for network in self.networks:
                 network.register_forward_pre_hook(self._take_turns)
