@@ -91,6 +91,23 @@ def test_the_text_encoder_is_built_once_for_a_clip_and_gone_while_it_is_sampled(
     assert len(built) == 1 and gone == [True, True]
 
 
+@pytest.mark.parametrize("text", ["device", "host"])
+def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_comes_to_its_device(folder, monkeypatch, text):
+    import vidiff.pipeline as module
+
+    model = load(folder, strategy=Strategy(text, "streamed", "full", "chunks", False))
+    sampling = replace(model.config.sampling, num_steps=2)
+    beside, build = [], module.build_text_encoder
+    monkeypatch.setattr(
+        *(module, "build_text_encoder"),
+        lambda *args: beside.append(bool(model.placement._offloads)) or build(*args),
+    )
+    for prompt in ("a red ball", "a red ball", "a blue cat"):
+        model.sample([prompt], [0], SIZE, sampling)
+        assert model.placement._offloads
+    assert beside == [text == "host"]
+
+
 @pytest.mark.parametrize("narrow", ["int8", "fp8"])
 def test_bytes_are_made_of_what_a_lora_has_changed(folder, expected, tmp_path, narrow):
     pytest.importorskip("torchao", reason="torchao makes weights of a byte each")

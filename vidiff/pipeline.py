@@ -306,16 +306,22 @@ def _load_published(
     opened = open_diffusers_folder(folder)
     chosen: torch.dtype = getattr(torch, opened.config.dtype) if dtype is None else dtype
     text_device = device if strategy is None or strategy.text == "device" else torch.device("cpu")
-    text_encoder: TextEncoder = PassingTextEncoder(
-        lambda: build_text_encoder(opened.config.text, text_device, chosen), opened.config.text_dim
-    )
+    placement: Placement | None = None
+
+    def build() -> TextEncoder:
+        if placement is not None:
+            placement.clear_for_text()
+        return build_text_encoder(opened.config.text, text_device, chosen)
+
+    text_encoder: TextEncoder = PassingTextEncoder(build, opened.config.text_dim)
     if strategy is None:
         text_encoder = build_text_encoder(opened.config.text, device, chosen)
     null = text_encoder.encode([""]).tokens[0].float()
     home = device if strategy is None else torch.device("cpu")
     vae = opened.autoencoder(home)
     denoiser = opened.denoiser(vae, null, home, chosen)
-    placement = None if strategy is None else Placement(strategy, device, denoiser, vae)
+    if strategy is not None:
+        placement = Placement(strategy, device, denoiser, vae)
     encoder = _image_encoder(opened.config.backbone, folder, home, chosen)  # small, and needed once a clip
     return Pipeline(
         *(opened.config, text_encoder, vae, denoiser, folder_hash(folder)), image_encoder=encoder, placement=placement

@@ -38,6 +38,11 @@ class Placement:
         assert all(isinstance(one, SpaceTimeDiT) for one in found)
         return found  # type: ignore[return-value]
 
+    def clear_for_text(self) -> None:
+        """Send the transformer away if the text encoder comes to the device: the plan has no room for both."""
+        if self.strategy.text == "device":
+            self._leave()
+
     @contextmanager
     def denoising(self) -> Iterator[None]:
         """Have the transformer where the plan wants it.
