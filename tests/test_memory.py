@@ -86,6 +86,21 @@ def test_bytes_halve_the_blocks_and_are_slower_than_hidden_copies() -> None:
     assert plan(WAN_14B, Size(1, 128, 128, 16.0), budget=24, weights=WEIGHTS).strategy.weights == "int8"
 
 
+def test_the_host_holds_what_waits_there_and_what_bytes_are_made_of() -> None:
+    whole, parked, narrow = (
+        plan(WAN_14B, SMALL, budget=48, weights=("full",)),
+        plan(WAN_5B, SIZES["Wan 2.2 TI2V 5B"][0], budget=16, weights=("full",)),
+        plan(WAN_14B, SMALL, budget=48, weights=("int8",)),
+    )
+    vae = autoencoder_weights(WAN_14B.autoencoder) * 4
+    assert whole.host == vae
+    assert parked.strategy.parked and parked.host > 2 * 5.0e9
+    assert (
+        narrow.strategy.transformer == "resident"
+        and narrow.host - vae == dict(phase(whole, "denoise").parts)["transformer"]
+    )
+
+
 def test_weights_that_are_named_are_kept_to_where_others_would_fit() -> None:
     found = plan(WAN_1B, SMALL, budget=80, weights=("fp8",))
     assert found.strategy.weights == "fp8" and found.strategy.transformer == "resident"

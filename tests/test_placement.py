@@ -1,16 +1,20 @@
 """Parts of a published model that come to the device and leave it: the same clips, whatever the plan."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tests.damaged import drop, weights_of
 from tests.published import text_to_video
 from vidiff.diffusion.guidance import Guidance
-from vidiff.errors import ConfigError
+from vidiff.errors import CheckpointError, ConfigError
 from vidiff.memory import Strategy
 from vidiff.pipeline import load
+from vidiff.placement import Placement
 from vidiff.types import Size
 
 SIZE = Size(5, 32, 48, 16.0)
@@ -26,6 +30,14 @@ def folder(tmp_path_factory):
 def latents(pipeline):
     sampling = replace(pipeline.config.sampling, num_steps=4, guidance=Guidance(scale=3.0))
     return pipeline.sample(["a red ball"], [0], SIZE, sampling)
+
+
+def style(path):
+    """Write a LoRA."""
+    generator, name = torch.Generator().manual_seed(0), "transformer.blocks.0.ffn.net.2"
+    parts = {"A": torch.randn(2, 40, generator=generator), "B": torch.randn(24, 2, generator=generator)}
+    save_file({f"{name}.lora_{part}.weight": value for part, value in parts.items()}, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +77,54 @@ def test_an_expert_that_is_on_the_device_is_not_moved_there_again(folder, monkey
         monkeypatch.setattr(network, "to", moves.append)
     latents(model)
     assert not moves
+
+
+@pytest.mark.parametrize(
+    ("kind", "parked", "read_to", "home"),
+    [("resident", False, "meta", "meta"), ("resident", True, "meta", "cpu"), ("swapped", False, "cpu", "cpu")],
+)
+def test_weights_are_read_to_where_the_plan_has_them(folder, kind, parked, read_to, home):
+    loaded = load(folder, strategy=Strategy("device", kind, "full", "chunks", parked))
+    read = []  # the meta device stands for one that has memory of its own
+    placement = Placement(
+        Strategy("device", kind, "full", "chunks", parked),
+        *(torch.device("meta"), loaded.denoiser, loaded.autoencoder),
+        lambda device: read.append(device.type),
+    )
+    with placement.denoising():
+        pass
+    assert read == [read_to] and placement.home.type == home
+
+
+def test_weights_are_read_when_the_encoder_is_gone_and_again_after_a_new_prompt(folder, tmp_path, monkeypatch):
+    from vidiff.adapting import adapted, lora_file
+
+    def two(model):
+        model = adapted(model, [lora_file(str(style(tmp_path / "style.safetensors")))], lambda text: None)
+        sampling = replace(model.config.sampling, num_steps=2)
+        return [model.sample([prompt], [0], SIZE, sampling) for prompt in ("a red ball", "a blue cat", "a red ball")]
+
+    expected = two(load(folder))
+    model, gone = load(folder, strategy=Strategy("device", "resident", "full", "chunks", False)), []
+    model.placement.home = torch.device("meta")  # as of a device that has memory of its own
+    read = model.placement.read
+    monkeypatch.setattr(
+        *(model.placement, "read"), lambda device: gone.append(model.text_encoder._encoder is None) or read(device)
+    )
+    assert all(torch.equal(found, one) for found, one in zip(two(model), expected, strict=True))
+    assert gone == [True, True]
+
+
+def test_only_what_denoises_needs_the_transformer_and_a_folder_that_does_not_fit_is_known_before(folder, tmp_path):
+    strategy = Strategy("device", "resident", "full", "chunks", True)
+    model = load(folder, strategy=strategy)
+    with model.coding():
+        pass
+    assert all(value.is_meta for network in model.placement.networks for value in network.parameters())
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights_of(copy, drop)
+    with pytest.raises(CheckpointError, match="missing: blocks"):
+        load(copy, strategy=strategy)
 
 
 def test_models_of_ours_have_no_plan():
@@ -111,14 +171,9 @@ def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_comes_to_its_
 @pytest.mark.parametrize("narrow", ["int8", "fp8"])
 def test_bytes_are_made_of_what_a_lora_has_changed(folder, expected, tmp_path, narrow):
     pytest.importorskip("torchao", reason="torchao makes weights of a byte each")
-    from safetensors.torch import save_file
-
     from vidiff.adapting import adapted, lora_file
 
-    generator, file = torch.Generator().manual_seed(0), tmp_path / "style.safetensors"
-    name = "transformer.blocks.0.ffn.net.2"
-    parts = {"A": torch.randn(2, 40, generator=generator), "B": torch.randn(24, 2, generator=generator)}
-    save_file({f"{name}.lora_{part}.weight": value for part, value in parts.items()}, file)
+    file = style(tmp_path / "style.safetensors")
     made = []
     for weights in ("full", narrow):
         model = load(folder, strategy=Strategy("host", "streamed", weights, "chunks", True))

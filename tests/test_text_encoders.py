@@ -159,6 +159,21 @@ def test_encoders_from_a_folder_equal_the_reference(tmp_path, kind):
     assert (found.tokens - states * mask[..., None]).abs().max() < 1e-5
 
 
+def test_weights_are_read_straight_to_a_device_that_is_not_the_host(tmp_path, monkeypatch):
+    from transformers import UMT5EncoderModel
+
+    _, ours = tiny("umt5", tmp_path)
+    read, maps = UMT5EncoderModel.from_pretrained, []
+    monkeypatch.setattr(
+        *(UMT5EncoderModel, "from_pretrained"),
+        lambda *given, **options: maps.append(options.get("device_map")) or read(*given, **options),
+    )
+    for device in ("cpu", "meta"):
+        parameters = build_text_encoder(ours, device).model.parameters()
+        assert {parameter.device.type for parameter in parameters} == {device}
+    assert maps == [None, torch.device("meta")]
+
+
 def test_padding_to_the_limit_is_zeros(tmp_path):
     _, ours = tiny("umt5", tmp_path)
     found = build_text_encoder(T5Config(source=ours.source, max_tokens=12, pad="max")).encode(["a red ball"])

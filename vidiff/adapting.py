@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -60,7 +61,10 @@ def adapted(pipeline: Pipeline, loras: Sequence[LoRAFile], note: Callable[[str],
         for number, network, where in _targets(pipeline.denoiser.backbone, one, lora):
             if not isinstance(network, SpaceTimeDiT):
                 raise ConfigError(f"LoRAs are for transformers; this model's network is a {type(network).__name__}")
-            found = apply_lora(network, lora, one.scale, second=number > 0)
+            apply = partial(apply_lora, network, lora, one.scale, second=number > 0)
+            found = apply()
+            if pipeline.placement is not None:  # which reads the weights later, and maybe more than once
+                pipeline.placement.changes.append(apply)
             total = found.matched + len(found.unmatched)
             rest = f"; without a place: {', '.join(found.unmatched[:_SHOWN])}" if found.unmatched else ""
             note(f"{one.path.name}: {found.matched} of {total} modules{where}, {describe(lora).dialect} names{rest}")

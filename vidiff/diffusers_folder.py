@@ -100,8 +100,8 @@ class DiffusersFolder:
 
         Args:
             vae: what it denoises the latents of.
-            null: states of the empty prompt, (L, D), which guidance leads away from.
-            device: where it goes.
+            null: states of the empty prompt, (L, D), which guidance leads away from; on the device that it shall say.
+            device: where its networks go; meta leaves them to be `read` later.
             dtype: of most of its weights.
 
         Raises:
@@ -109,12 +109,16 @@ class DiffusersFolder:
         """
         with torch.device("meta"):
             denoiser = self.config.denoiser(vae.latents)
+        self.read(denoiser, device, dtype)
+        denoiser.null_tokens = torch.nn.Parameter(null, requires_grad=False)
+        return denoiser.eval().requires_grad_(False)
+
+    def read(self, denoiser: Denoiser, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
+        """Give a denoiser's networks, which are on the meta device, their weights; arguments are `denoiser`'s."""
         backbone = denoiser.backbone
         networks = list(backbone.experts) if isinstance(backbone, Experts) else [backbone]
         for network, component in zip(networks, self.transformers, strict=True):
             fill(network, component, self._named, device, dtype)
-        denoiser.null_tokens = torch.nn.Parameter(null.to(device), requires_grad=False)
-        return denoiser.eval().requires_grad_(False)
 
     def _named(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return wan_transformer.to_diffusers(weights, _expert(self.config).patch_size)

@@ -85,19 +85,13 @@ class MemoryPlan:
     strategy: Strategy
     rows: tuple[Row, ...]
     phases: tuple[Phase, ...]
+    host: int  # bytes of weights in host memory, at the most
     budget: int | None  # bytes; None is as little as possible
 
     @property
     def needed(self) -> int:
         """Return the bytes that the device should have."""
         return max(phase.needed for phase in self.phases)
-
-    @property
-    def host(self) -> int:
-        """Return the bytes of weights that wait in host memory."""
-        waiting = sum(row.bytes for row in self.rows if row.where in ("host", "streamed"))
-        parked = sum(row.bytes for row in self.rows if row.what.startswith("transformer") and row.where == "device")
-        return waiting + (parked if self.strategy.parked else 0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +178,8 @@ def plan(
         phases = tuple(_beside(task, phase, kept) for phase in phases)
         if given is not None and (worst := max(phases, key=lambda phase: phase.needed)).needed > given:
             raise _too_little(worst, given)
-    return MemoryPlan(strategy, tuple(_rows(task, strategy)), phases, given)
+    rows = tuple(_rows(task, strategy))
+    return MemoryPlan(strategy, rows, phases, _host(task, strategy, rows) if host else 0, given)
 
 
 def _chosen(ways: Sequence[_Way], given: int | None) -> _Way:
@@ -357,6 +352,15 @@ def _rows(task: _Task, strategy: Strategy) -> Iterator[Row]:
     if task.image_encoder:  # works on the host, once a clip
         yield Row("image encoder", home, name, task.image_encoder)
     yield Row("autoencoder", home, "float32", task.autoencoder)
+
+
+def _host(task: _Task, strategy: Strategy, rows: tuple[Row, ...]) -> int:
+    """Return the bytes of weights in host memory, at the most."""
+    transformer = [row for row in rows if row.what.startswith("transformer")]
+    others = sum(row.bytes for row in rows if row.where == "host" and row not in transformer)
+    if strategy.weights != "full":  # made on the host, of all weights in full
+        return others + _resident(task, "resident", "full")
+    return others + sum(row.bytes for row in transformer if row.where != "device" or strategy.parked)
 
 
 def _free(device: torch.device) -> int:

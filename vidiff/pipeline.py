@@ -319,9 +319,9 @@ def _load_published(
     null = text_encoder.encode([""]).tokens[0].float()
     home = device if strategy is None else torch.device("cpu")
     vae = opened.autoencoder(home)
-    denoiser = opened.denoiser(vae, null, home, chosen)
+    denoiser = opened.denoiser(vae, null, device if strategy is None else "meta", chosen)
     if strategy is not None:
-        placement = Placement(strategy, device, denoiser, vae)
+        placement = Placement(strategy, device, denoiser, vae, partial(opened.read, denoiser, dtype=chosen))
     encoder = _image_encoder(opened.config.backbone, folder, home, chosen)  # small, and needed once a clip
     return Pipeline(
         *(opened.config, text_encoder, vae, denoiser, folder_hash(folder)), image_encoder=encoder, placement=placement

@@ -1,6 +1,6 @@
 """Where the parts of a large model are while a clip is made, as a plan of memory says."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,16 +16,33 @@ from vidiff.models.quantize import byte_weights
 
 
 class Placement:
-    """Moves a denoiser and an autoencoder, which begin on the host, to the device and away from it."""
+    """Moves a denoiser and an autoencoder to the device and away from it.
 
-    def __init__(self, strategy: Strategy, device: torch.device, denoiser: Denoiser, autoencoder: Autoencoder):
-        """Make ready what is on the device for all phases."""
-        self.strategy, self.denoiser, self.autoencoder = strategy, denoiser, autoencoder
+    The autoencoder begins on the host. The denoiser's networks begin on the meta device and are read when they are
+    needed first, when the text encoder has gone: straight to the device, or to the host where the plan has them wait.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        device: torch.device,
+        denoiser: Denoiser,
+        autoencoder: Autoencoder,
+        read: Callable[[torch.device], object],
+    ):
+        """Make ready what is on the device for all phases; ``read`` gives the networks their weights on a device."""
+        self.strategy, self.denoiser, self.autoencoder, self.read = strategy, denoiser, autoencoder, read
+        self.changes: list[Callable[[], object]] = []  # of the weights, each time that they are read
         self._offloads: list[Offload] = []
         self._here = self._lowered = False
         # The null text says where the model is, and is small.
         denoiser.null_tokens = nn.Parameter(denoiser.null_tokens.to(device), requires_grad=False)
         self.device = denoiser.null_tokens.device  # with its number: cuda and the cuda:0 of weights are not equal
+        whole = strategy.transformer == "resident" and strategy.weights == "full"
+        self._read_to = self.device if whole else torch.device("cpu")
+        # Where it is when it is not on the device. A plan without room for it on the host has it read again.
+        again = whole and not strategy.parked and self.device.type != "cpu"
+        self.home = torch.device("meta" if again else "cpu")
         if strategy.transformer == "swapped":
             for network in self.networks:
                 network.register_forward_pre_hook(self._take_turns)
@@ -48,8 +65,13 @@ class Placement:
         """Have the transformer where the plan wants it.
 
         Raises:
+            CheckpointError: if a tensor that is read is not finite.
             ConfigError: if weights of a byte each are planned, but torchao is not installed.
         """
+        if next(self.networks[0].parameters()).is_meta:
+            self.read(self._read_to)
+            for change in self.changes:
+                change()
         weights = self.strategy.weights
         if weights != "full" and not self._lowered:  # not before: a LoRA is added to weights in full
             for network in self.networks:
@@ -77,11 +99,13 @@ class Placement:
             self.autoencoder.to("cpu")
 
     def _leave(self) -> None:
+        if not self._here:
+            return
         for offload in self._offloads:
             offload.close()
         self._offloads.clear()
         for network in self.networks:
-            network.to("cpu")
+            network.to(self.home)
         self._here = False
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -151,12 +151,12 @@ def build_text_encoder(
             root = sources.resolved(config.source, config.revision, config.allow_download, parts)
             folder = root / config.subfolder
             tokenizer = folder / config.tokenizer
-    model = _load(config, folder, dtype)
+    model = _load(config, folder, torch.device(device), dtype)
     dim = model.config.d_model if isinstance(config, T5Config) else model.config.hidden_size
     return PretrainedTextEncoder(config, folder, tokenizer / "tokenizer.json", model.to(device, dtype), dim)
 
 
-def _load(config: TextEncoderConfig, folder: Path, dtype: torch.dtype) -> Any:
+def _load(config: TextEncoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Read the weights; the classes are imported here because importing them takes seconds."""
     from safetensors import SafetensorError
 
@@ -166,6 +166,8 @@ def _load(config: TextEncoderConfig, folder: Path, dtype: torch.dtype) -> Any:
         known = ", ".join(_MODEL_TYPES[config.kind])
         raise CheckpointError(f"{folder}: model_type {found} does not fit text kind {config.kind} ({known})")
     arguments: dict[str, Any] = {"dtype": dtype}  # or large weights would be in memory twice on their way to it
+    if device.type != "cpu":  # nor are they gathered on the host
+        arguments["device_map"] = device
     match config:
         case MiniLMConfig():
             from transformers.models.bert.modeling_bert import BertModel
