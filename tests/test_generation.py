@@ -170,6 +170,9 @@ def test_a_decode_that_runs_out_of_memory_goes_on_in_chunks_and_tiles(pipeline):
     assert torch.equal(whole, chunked) and "chunks" in notes[0]
     with pytest.raises(ResourceError, match="even in tiles"):
         decode(failing("decode", "decode_stream"), latents, note=notes.append)
+    for way in ("chunks", "tiles"):  # what is planned otherwise is not tried
+        planned = decode(failing("decode"), latents, way=way, note=pytest.fail)
+        assert torch.allclose(planned.float(), whole.float(), atol=1)
 
 
 def test_decoding_in_chunks_holds_the_frames_once():

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from tests.damaged import drop, weights_of
 from tests.published import text_to_video
+from vidiff.decoding import decode_tiled
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import CheckpointError, ConfigError
+from vidiff.generation import Job, Settings, generate, read_run, redecode
 from vidiff.memory import Strategy
 from vidiff.pipeline import load
 from vidiff.placement import Placement
@@ -166,6 +168,20 @@ def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_comes_to_its_
         model.sample([prompt], [0], SIZE, sampling)
         assert model.placement._offloads
     assert beside == [text == "host"]
+
+
+def test_frames_are_decoded_as_planned_and_as_planned_again(folder, tmp_path, monkeypatch):
+    tiled = []
+    monkeypatch.setattr(
+        *("vidiff.decoding.decode_tiled", lambda vae, latents: tiled.append(latents) or decode_tiled(vae, latents))
+    )
+    model = load(folder, strategy=Strategy("host", "resident", "full", "tiles", False))
+    sampling = replace(model.config.sampling, num_steps=2)
+    settings = Settings(str(folder), SIZE, sampling, "gif", 1)
+    (made,) = generate(model, [Job("a red ball", 0, tmp_path / "a.gif")], settings)
+    assert len(tiled) == 1
+    again = redecode(load(folder), *read_run(made.run), made.run, tmp_path / "b.gif", None)
+    assert len(tiled) == 2 and again.frames_sha256 == made.frames_sha256
 
 
 @pytest.mark.parametrize("narrow", ["int8", "fp8"])

@@ -1,6 +1,7 @@
 """Latents to frames, within the memory there is."""
 
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,19 +14,24 @@ TILE = 32  # latents a side
 OVERLAP = 8  # latents that neighboring tiles share
 WHOLE = 1 << 23  # pixels that may be decoded at once
 
+Decode = Literal["whole", "chunks", "tiles"]
+"""Ways to decode, each in less memory than the one before; of these tiles alone, which are blended, change frames."""
+DECODES: tuple[Decode, ...] = get_args(Decode)
+
 
 @torch.no_grad()
 def decode(
     autoencoder: Autoencoder,
     latents: Tensor,
     *,
+    way: Decode = "whole",
     dtype: torch.dtype = torch.float32,
     note: Callable[[str], None] = print,
 ) -> Tensor:
     """Return uint8 clips (B, F, H, W, 3) on the CPU of normalized latents (B, C, f, h, w).
 
-    Large clips are decoded chunk by chunk from the start. A decode that runs out of memory goes on in chunks, then in
-    tiles, and says so through ``note``.
+    They are decoded in the ``way`` that is planned, but large clips at least chunk by chunk. A decode that runs out of
+    memory goes on in chunks, then in tiles, and says so through ``note``.
 
     Raises:
         ResourceError: if even tiles do not fit.
@@ -36,15 +42,16 @@ def decode(
         ("chunks of frames", lambda vae, z: vae.decode_stream(z)),
         ("tiles", lambda vae, z: [decode_tiled(vae, z)]),
     ]
+    del ways[: DECODES.index(way)]
     b, _, f, h, w = latents.shape
     stride, frame_stride = autoencoder.latents.stride, autoencoder.latents.frame_stride
-    if b * f * frame_stride * h * w * stride**2 > WHOLE:
+    if way == "whole" and b * f * frame_stride * h * w * stride**2 > WHOLE:
         del ways[0]
-    for number, (name, way) in enumerate(ways):
+    for number, (name, pieces) in enumerate(ways):
         try:
             with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
                 shape = (b, 1 + (f - 1) * frame_stride, h * stride, w * stride, 3)
-                clips = _collected(way(autoencoder, latents), shape)
+                clips = _collected(pieces(autoencoder, latents), shape)
                 check_shows_something(clips)
                 return clips
         except (RuntimeError, MemoryError) as error:

@@ -18,7 +18,7 @@ from vidiff import checkpoint, config, files
 from vidiff.adapting import LoRAFile
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_write import format_of, upscaled, write_video
-from vidiff.decoding import decode
+from vidiff.decoding import DECODES, Decode, decode
 from vidiff.diffusion.travel import Travel, checked_travel, told_at_once
 from vidiff.errors import ConfigError, DataError
 from vidiff.inverting import NoiseFile
@@ -44,6 +44,7 @@ _OLDER: dict[str, Any] = {
     "noise_from": "vidiff",
     "picture": None,
     "weights": "full",
+    "decode": "whole",
 }
 RUNS = ".vidiff"  # beside the outputs: what was sampled, so that it can be decoded again
 _SETTINGS, _LATENTS = "settings.json", "latents.safetensors"
@@ -81,6 +82,7 @@ class Settings:
     upscale: int
     dtype: str = "float32"
     weights: Weights = "full"  # of the transformer's blocks, in a recipe that is read
+    decode: Decode = "whole"  # likewise; what the model's plan wants in less memory goes before it
     device: str = "cpu"
     stages: int = 0  # how many super-resolution stages follow the base
     noise_from: NoiseFrom = "vidiff"  # whose way of drawing the seed's noise
@@ -167,7 +169,8 @@ def _finished(
     """Decode the base stage's latents and refine the clips; return them as uint8 (B, F, H, W, 3)."""
     dtype, size = getattr(torch, settings.dtype), settings.size
     with pipeline.coding():
-        clips, name = decode(pipeline.autoencoder, latents, dtype=dtype, note=note), "base"
+        way = _way(pipeline, settings)
+        clips, name = decode(pipeline.autoencoder, latents, way=way, dtype=dtype, note=note), "base"
     prompts, negatives = [told_at_once(job.prompt, job.travel) for job in jobs], [job.negative for job in jobs]
     for number, refiner in enumerate(pipeline.refiners[: settings.stages], 1):
         if settings.keep_stages:
@@ -186,6 +189,10 @@ def _finished(
                 on_step=on_step,
             )
     return clips.numpy()
+
+
+def _way(pipeline: Pipeline, settings: Settings) -> Decode:
+    return max(settings.decode, pipeline.decode, key=DECODES.index)
 
 
 def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "upscale": settings.upscale,
         "dtype": settings.dtype,
         "weights": pipeline.weights,
+        "decode": _way(pipeline, settings),
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -330,6 +338,7 @@ def job_and_settings(recipe: dict[str, Any], output: Path, source: Path) -> tupl
             upscale=int(recipe["upscale"]),
             dtype=str(recipe["dtype"]),
             weights=WEIGHTS[WEIGHTS.index(recipe["weights"])],
+            decode=DECODES[DECODES.index(recipe["decode"])],
             device=str(recipe["device"]),
             stages=len(recipe["stages"]),
             loras=tuple(_lora(one) for one in recipe["loras"]),

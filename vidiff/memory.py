@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from vidiff.decoding import TILE, WHOLE
+from vidiff.decoding import TILE, WHOLE, Decode
 from vidiff.errors import ConfigError
 from vidiff.models import quantize
 from vidiff.models.activations import Pass, dit_bytes
@@ -33,7 +33,6 @@ _COMPUTED, _COPIED = 1e14, 2e10  # floating-point operations and bytes from the 
 Budget = Literal["auto", "low"] | float
 Where = Literal["device", "host", "streamed", "freed"]
 Kind = Literal["resident", "swapped", "streamed"]
-Decode = Literal["whole", "chunks", "tiles"]
 Weights = Literal["full", quantize.Bytes]
 WEIGHTS: tuple[Weights, ...] = ("full", "int8", "fp8")
 _Way = TypeVar("_Way", bound=tuple[Any, tuple["Phase", ...]])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidiff import resources
 from vidiff.checkpoint import model_hash
+from vidiff.decoding import Decode
 from vidiff.diffusers_folder import folder_hash, is_diffusers_folder, open_diffusers_folder
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
@@ -85,6 +86,11 @@ class Pipeline:
     def weights(self) -> Weights:
         """What the weights of the denoiser's blocks are held in."""
         return "full" if self.placement is None else self.placement.strategy.weights
+
+    @property
+    def decode(self) -> Decode:
+        """How frames are decoded, if memory does not run out."""
+        return "whole" if self.placement is None else self.placement.strategy.decode
 
     def times(self, size: Size, sampling: SamplingConfig) -> Tensor:
         """Return the times that sampling a clip of ``size`` visits, (num_steps + 1,), float64."""
