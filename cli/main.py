@@ -29,6 +29,18 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(explain.app, name="explain")
 
 
+# Options to turn to when memory runs out, of each command that computes.
+LESS_MEMORY = {
+    "generate": "--batch, --frames, --size, --memory",
+    "train": "--set stages.0.trainer.accumulate=2",
+    "upscale": "--to, --device",
+    "invert": "--device",
+    "decode": "--device",
+    "reproduce": "--device",
+    "evaluate": "--batch, --device",
+}
+
+
 def _version(value: bool) -> None:
     if value:
         print(__version__)
@@ -84,4 +96,7 @@ def _memory_message(error: Exception) -> str | None:
         return None
     from vidiff.decoding import is_out_of_memory
 
-    return "out of memory; use fewer or smaller clips (--num, --frames, --size)" if is_out_of_memory(error) else None
+    if not is_out_of_memory(error):
+        return None
+    advice = LESS_MEMORY.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    return "out of memory" if advice is None else f"out of memory; what may help: {advice}"

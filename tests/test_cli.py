@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,26 @@ def test_where_steps_fall_is_said_by_name_or_one_by_one():
     spacing, steps = of(None, "1,0.5,0", 7)
     with pytest.raises(ConfigError, match="are 2 steps, not 7"):
         SamplingConfig(spacing=spacing, num_steps=steps)
+
+
+def test_memory_that_runs_out_names_options_that_the_command_has(monkeypatch, capsys):
+    import typer
+
+    from vidiff.cli import main as module
+
+    commands = typer.main.get_command(module.app).commands
+    for name, advice in module.LESS_MEMORY.items():
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--\w+", advice)) <= options
+
+    def fails(**options):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(module, "app", fails)
+    monkeypatch.setattr(sys, "argv", ["vidiff", "decode", "x"])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 2 and capsys.readouterr().err == "error: out of memory; what may help: --device\n"
 
 
 def vidiff(*arguments, **kwargs):

@@ -17,7 +17,7 @@ from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_io import read_clip
 from vidiff.data.video_write import write_video
-from vidiff.decoding import decode, decode_tiled
+from vidiff.decoding import decode, decode_tiled, is_out_of_memory
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import NumericalError, ResourceError
 from vidiff.generation import Job, Settings, generate, is_finished, job_and_settings, read_run, recipe_of, redecode
@@ -173,6 +173,24 @@ def test_a_decode_that_runs_out_of_memory_goes_on_in_chunks_and_tiles(pipeline):
     for way in ("chunks", "tiles"):  # what is planned otherwise is not tried
         planned = decode(failing("decode"), latents, way=way, note=pytest.fail)
         assert torch.allclose(planned.float(), whole.float(), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("error: out of memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_on_every_device(error, expected):
+    assert is_out_of_memory(error) == expected
 
 
 def test_decoding_in_chunks_holds_the_frames_once():

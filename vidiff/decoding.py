@@ -1,5 +1,6 @@
 """Latents to frames, within the memory there is."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
@@ -17,6 +18,9 @@ WHOLE = 1 << 23  # pixels that may be decoded at once
 Decode = Literal["whole", "chunks", "tiles"]
 """Ways to decode, each in less memory than the one before; of these tiles alone, which are blended, change frames."""
 DECODES: tuple[Decode, ...] = get_args(Decode)
+
+# Of a CPU's allocator, CUDA's where torch has no error of its own, cuBLAS's and cuDNN's.
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|error: out of memory|ALLOC(ATION)?_FAILED")
 
 
 @torch.no_grad()
@@ -58,7 +62,9 @@ def decode(
             if not is_out_of_memory(error):
                 raise
             if number + 1 == len(ways):
-                raise ResourceError(f"decoding ran out of memory even in {name}; use fewer or smaller clips") from error
+                raise ResourceError(
+                    f"decoding ran out of memory even in {name}; make fewer or smaller clips, or on another device"
+                ) from error
             note(f"decoding {name} ran out of memory; going on with {ways[number + 1][0]}")
     raise AssertionError("unreachable")
 
@@ -84,7 +90,9 @@ def decode_tiled(autoencoder: Autoencoder, latents: Tensor, tile: int = TILE, ov
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` says that memory ran out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def check_shows_something(clips: Tensor) -> None:
