@@ -257,6 +257,28 @@ def test_the_guidance_of_the_teacher_is_what_is_learned(clips, teacher):
     assert losses[1.0] < 1e-8 < 1e-4 < losses[3.0]
 
 
+def test_gradients_reach_weights_that_autocast_has_kept_without_them(clips, teacher, monkeypatch):
+    kept, linear = {}, torch.nn.functional.linear
+
+    def as_older_torch(x, weight, bias=None):
+        return linear(
+            x.bfloat16(), kept.setdefault(weight, weight.bfloat16()), None if bias is None else bias.bfloat16()
+        )
+
+    monkeypatch.setattr(torch.nn.functional, "linear", as_older_torch)
+    monkeypatch.setattr(torch, "clear_autocast_cache", kept.clear)
+    taught, student = load(teacher), load(teacher).denoiser.requires_grad_(True)
+    plan = stage(teacher, method=ConsistencyDistillation(teacher_steps=6))
+    data = ClipDataset(DataConfig(clips, frames=9, height=32, width=32))
+    tested = DistillationStage(plan, taught.config, taught.denoiser, student, data, [], None, taught.autoencoder, {})
+    shape = taught.autoencoder.latents.shape(9, 32, 32)
+    batch = Batch(["a"], latents=torch.zeros(1, *shape), text=taught.text(["a ball"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        tested.loss("model", batch, 0, torch.Generator().manual_seed(0))["total"].backward()
+    layers = [layer for layer in student.modules() if isinstance(layer, torch.nn.Linear)]
+    assert layers and all(layer.weight.grad is not None for layer in layers)
+
+
 def test_an_unknown_teacher_and_one_that_is_no_model_are_refused(clips):
     with pytest.raises(ConfigError, match=r"teacher 'spritess' is no earlier .*Did you mean sprites"):
         recipe(clips, stage("spritess"))

@@ -144,6 +144,8 @@ class DistillationStage:
                 generator,
             )
             lesson = self.config.method.lesson(room)
+        # Older torch keeps what autocast made of the student's weights just now, to which no gradient leads.
+        torch.clear_autocast_cache()
         asked = cond
         for _ in range(len(lesson.t) // count - 1):
             asked = asked.joined(cond)
