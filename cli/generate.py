@@ -1,6 +1,7 @@
 """``vidiff generate``"""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,13 @@ import typer
 from vidiff.cli.output import console, note, result, terminated_as_interrupt, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from vidiff.adapting import LoRAFile
     from vidiff.cli.progress import OnStep
     from vidiff.generation import Job, Result, Settings
-    from vidiff.model_folder import SamplingConfig
+    from vidiff.model_folder import ModelConfig, SamplingConfig
     from vidiff.pipeline import Pipeline
     from vidiff.sampling.noise import NoiseFrom
     from vidiff.sampling.times import Spacing
@@ -131,18 +133,16 @@ def generate(
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
         model = _fast(model) if fast else model
-        room = _Room(memory, weights, frames, size, batch, image is not None)
+        told = _Sampler(sampler, eta, order, spacing, times)
+        sampled = partial(_sampling, planned[0], steps, guidance, guidance_rescale, temperature, told, set or [])
+
+        def samples(config: "ModelConfig") -> int:
+            own = sampled(config)
+            return planning.samples(planned, own.guidance, batch, own.negative if negative is None else "")
+
+        room = _Room(memory, weights, frames, size, batch, image is not None, samples)
         pipeline, loras = _load(model, device, dtype, download, lora or [], room)
-        sampling = _sampling(
-            pipeline,
-            _own_sampling(pipeline, planned[0]),
-            steps,
-            guidance,
-            guidance_rescale,
-            temperature,
-            _Sampler(sampler, eta, order, spacing, times),
-            set or [],
-        )
+        sampling = sampled(pipeline.config)
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
         shared = replace(shared, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras)
         if negative is None:
@@ -189,6 +189,7 @@ class _Room:
     size: str | None
     clips: int
     picture: bool
+    samples: "Callable[[ModelConfig], int]"
 
 
 def _load(
@@ -208,7 +209,9 @@ def _load(
     precision = None if dtype is None else getattr(torch, checked_dtype(dtype))
     size = sized(folder, room.frames, room.size)
     weights = checked_weights(room.weights)
-    strategy = strategy_for(folder, room.memory, chosen, precision, size, room.clips, weights, room.picture)
+    strategy = strategy_for(
+        folder, room.memory, chosen, precision, size, room.clips, weights, room.picture, room.samples
+    )
     with console.status(f"loading {model}"):
         pipeline = load(folder, chosen, precision, strategy)
         return adapted(pipeline, found, note), found
@@ -239,20 +242,24 @@ class _Sampler:
 
 
 def _sampling(
-    pipeline: "Pipeline",
-    own: "SamplingConfig",
+    job: "Job",
     steps: int | None,
     guidance: str | None,
     rescale: float | None,
     temperature: float | None,
     sampler: "_Sampler",
     overrides: list[str],
+    model: "ModelConfig",
 ) -> "SamplingConfig":
-    """Return ``own`` way of sampling with what the command changes in it; ``overrides`` come last."""
+    """Return the sampling of the model, or of the noise that the clip starts from, with what the command changes in it.
+
+    ``overrides`` come last.
+    """
     from vidiff import config
     from vidiff.models.build import check_skippable
     from vidiff.sampling.solvers import adjusted, solver_by_name
 
+    own = model.sampling if job.noise is None else job.noise.read().sampling
     guide = own.guidance if guidance is None else own.guidance.with_scale(guidance)
     solver = own.solver if sampler.name is None else solver_by_name(sampler.name)
     spacing, num_steps = sampler.grid(own, steps)
@@ -265,7 +272,7 @@ def _sampling(
         temperature=own.temperature if temperature is None else temperature,
     )
     sampling = config.overridden(sampling, overrides)
-    check_skippable(pipeline.config.backbone, sampling.guidance.skip.layers)
+    check_skippable(model.backbone, sampling.guidance.skip.layers)
     return sampling
 
 
@@ -306,18 +313,6 @@ def _settings(
     )
 
 
-def _own_sampling(pipeline: "Pipeline", job: "Job") -> "SamplingConfig":
-    """Return the sampling that the model has, or the noise that the clip starts from."""
-    from vidiff.errors import ConfigError
-
-    if job.noise is None:
-        return pipeline.config.sampling
-    told = job.noise.read()
-    if told.model_hash != pipeline.hash:
-        raise ConfigError(f"{job.noise.path} was made with another model ({told.model}); give that one with --model")
-    return told.sampling
-
-
 def _size(
     pipeline: "Pipeline", job: "Job", frames: int | None, fps: float | None, size: str | None, stages: int
 ) -> "Size":
@@ -326,9 +321,14 @@ def _size(
     from vidiff.sizes import resolve_size
 
     if job.noise is not None:
+        told = job.noise.read()
+        if told.model_hash != pipeline.hash:
+            raise ConfigError(
+                f"{job.noise.path} was made with another model ({told.model}); give that one with --model"
+            )
         if (frames, fps, size) != (None, None, None):
             raise ConfigError("--noise is as long and large as its clip; leave out --frames, --fps and --size")
-        return job.noise.read().size
+        return told.size
     resolved, warnings = resolve_size(pipeline, frames, fps, size, stages)
     for text in warnings:
         warn(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vidiff.cli.starts import SEEDS, Start, Ways, starts
 from vidiff.data.video_write import format_of, suffix_of
+from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.travel import TRAVELS, checked_travel, literal, parsed, travels
 from vidiff.errors import ConfigError, DataError, ResourceError
 from vidiff.generation import Job
@@ -86,6 +87,20 @@ def check_travels(pipeline: Pipeline, jobs: list[Job], size: Size, num_steps: in
     for job in jobs:
         if job.travel is not None:
             parsed(job.prompt, job.travel).table(num_steps, frames)
+
+
+def samples(jobs: list[Job], guidance: Guidance, clips: int, negative: str = "") -> int:
+    """Return how many samples of one call of the network a clip is at most, of ``clips`` that are made at once.
+
+    ``negative`` is that of jobs without one of their own.
+    """
+    found = []
+    for job in jobs:
+        # Clips whose prompts take turns may be at different ones; one clip is at one of them.
+        mixed = job.travel is not None and (job.travel != "time" or clips > 1)
+        prompts = len(parsed(job.prompt, job.travel).prompts) if mixed and job.travel is not None else 1
+        found.append(guidance.samples(prompts, bool(job.negative or negative)))
+    return max(found)
 
 
 def _job(text: str, seed: int, output: Path, negative: str | None, travel: str, start: Start | None = None) -> Job:

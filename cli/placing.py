@@ -1,5 +1,6 @@
 """Plans of memory on the command line: made, shown, and kept to."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from vidiff.memory import Strategy, Weights
+    from vidiff.model_folder import ModelConfig
     from vidiff.types import Size
 
 
@@ -21,6 +23,7 @@ def strategy_for(
     clips: int = 1,
     weights: "Weights | None" = None,
     picture: bool = False,
+    samples: "Callable[[ModelConfig], int]" = lambda config: config.sampling.guidance.samples(),
 ) -> "Strategy | None":
     """Return how a published model goes to the device, and print the plan; None for a model that goes there whole.
 
@@ -33,6 +36,7 @@ def strategy_for(
         clips: made at once.
         weights: of the transformer's blocks; None is what the plan finds best.
         picture: whether clips start from one.
+        samples: that each clip is in one call of the transformer; by default as the model's own guidance has it.
 
     Raises:
         ConfigError: if nothing fits, the model is one of ours, or torchao does not do for the weights.
@@ -59,6 +63,7 @@ def strategy_for(
         size or opened.config.size,
         budget=_budget(memory or "auto"),
         clips=clips,
+        samples=samples(opened.config),
         dtype=getattr(torch, opened.config.dtype) if dtype is None else dtype,
         device=device,
         weights=None if weights is None else (weights,),

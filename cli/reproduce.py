@@ -29,6 +29,7 @@ def reproduce(
 
         from vidiff.adapting import adapted
         from vidiff.cli.devices import chosen_device
+        from vidiff.cli.jobs import samples
         from vidiff.cli.placing import strategy_for
         from vidiff.cli.progress import sampling_progress
         from vidiff.data.metadata import read_metadata
@@ -49,7 +50,10 @@ def reproduce(
         where = chosen_device(device or settings.device)
         settings, weights = replace(settings, device=str(where)), settings.weights
         strategy = strategy_for(
-            folder, None, where, precision, settings.size, weights=weights, picture=job.picture is not None
+            *(folder, None, where, precision, settings.size),
+            weights=weights,
+            picture=job.picture is not None,
+            samples=lambda config: samples([job], settings.sampling.guidance, 1),
         )
         pipeline = load(folder, where, precision, strategy)
         pipeline = adapted(pipeline, settings.loras, note)

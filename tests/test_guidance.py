@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from vidiff.diffusion.guidance import Guidance, guided
+from vidiff.diffusion.guidance import Guidance, SkipLayers, guided
+from vidiff.diffusion.travel import Mixed
 from vidiff.types import Conditioning, TextEmbedding
 
 
@@ -33,6 +34,30 @@ def test_without_guidance_the_null_branch_is_not_computed(guidance):
     echo = Echo()
     guided(echo, says(1.0), says(-2.0), guidance)(torch.zeros(2, 1, 1, 2, 2), torch.full((2,), 0.5))
     assert echo.batches == [2]
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance(scale=1.0),
+        Guidance(scale="6@0:0.7,1"),
+        Guidance(perpendicular=0.5),
+        Guidance(perpendicular=0.0),
+        Guidance(scale=1.0, perpendicular=0.5),
+        Guidance(perpendicular=0.5, skip=SkipLayers(scale=2.0, layers=(0,))),
+        Guidance(scale=1.0, skip=SkipLayers(scale=2.0, layers=(0,))),
+    ],
+    ids=str,
+)
+def test_samples_of_a_call_are_known_before(guidance, negative, prompts):
+    echo, times = Echo(), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    cond = Mixed(tuple(says(float(i)) for i in range(prompts)), torch.ones(2, prompts, 2, 1, dtype=torch.float64))
+    away = says(9.0) if negative else None
+    denoise = guided(echo, cond, says(-2.0), guidance, negative=away, times=times)
+    denoise(torch.zeros(2, 1, 1, 2, 2), torch.full((2,), 0.5))
+    assert echo.batches == [2 * guidance.samples(prompts, negative)]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2, 2, 2), (2, 1, 1, 1, 1)])

@@ -13,6 +13,7 @@ from tests.damaged import add, drop, edited, pickled, spoil, weights_of, widen
 from tests.published import image_to_video, stirred, text_to_video
 from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
+from vidiff.errors import ConfigError
 
 Done = namedtuple("Done", "returncode stdout stderr")
 PROMPT = "a red ball rolls right"
@@ -178,6 +179,45 @@ def test_a_picture_that_is_given_is_planned(vidiff, tmp_path):
     for extra, planned in (((), False), (("--image", "a.png"), True)):
         made = vidiff(*arguments, *extra)
         assert made.returncode == 0 and ("encode pictures: peak" in made.stderr) == planned, made.stderr
+
+
+SKIP = ("--set", "guidance.skip.scale=2", "--set", "guidance.skip.layers=[1]")
+PERPENDICULAR = ("--set", "guidance.perpendicular=0.5", "--negative", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "samples"),
+    [
+        ("a", (), 2),
+        ("a", ("--guidance", "1"), 1),
+        ("a", PERPENDICULAR, 3),
+        ("a", ("--set", "guidance.perpendicular=0.5"), 2),
+        ("a", SKIP, 3),
+        ("a | b | c", ("--travel", "blend"), 4),
+        ("a | b | c", ("--travel", "time"), 2),
+        ("a | b | c", ("--travel", "time", "--batch", "2"), 4),
+        ("a | b | c", ("--travel", "blend", *SKIP, *PERPENDICULAR), 8),
+    ],
+)
+def test_the_plan_counts_all_samples_of_a_call(vidiff, folder, monkeypatch, prompt, options, samples):
+    planned = []
+
+    def plan(*_, **task):
+        planned.append(task["samples"])
+        raise ConfigError("only planned")
+
+    monkeypatch.setattr("vidiff.memory.plan", plan)
+    done = vidiff("generate", prompt, "--model", folder, *SIZE, "--memory", "8", *options, "-o", "x.mp4")
+    assert planned == [samples], done.stderr
+
+
+def test_a_clip_that_is_made_again_is_planned_as_it_was_made(vidiff, folder, monkeypatch):
+    made = vidiff("generate", PROMPT, "--model", folder, *SIZE, *PERPENDICULAR, "-o", "clip.mp4")
+    assert made.returncode == 0, made.stderr
+    planned = []
+    monkeypatch.setattr("vidiff.cli.placing.strategy_for", lambda *_, samples, **task: planned.append(samples(None)))
+    assert vidiff("reproduce", "clip.mp4").returncode == 0
+    assert planned == [3]
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])

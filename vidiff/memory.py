@@ -138,7 +138,7 @@ def plan(
     *,
     budget: Budget = "auto",
     clips: int = 1,
-    guided: bool = True,
+    samples: int = 2,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
     weights: Sequence[Weights] | None = None,
@@ -151,7 +151,7 @@ def plan(
         size: of the clips, on the latent grid.
         budget: GiB that the device has for it; "auto" is what it has free now, "low" the way that takes least.
         clips: made at once.
-        guided: whether each clip is two samples of one call of the transformer, with and without its text.
+        samples: that each clip is in one call of the transformer, such as one with and one without its text.
         dtype: of the products, and of the weights that most of them take.
         device: where they are computed. On a CPU everything lies in the same memory and only decoding has a choice.
         weights: what the weights of the transformer's blocks may be, best first; None is full, and int8 where torchao
@@ -163,7 +163,7 @@ def plan(
     """
     device = torch.device(device)
     given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
-    task = _Task(shape, size, clips, clips * (1 + guided), dtype, device, picture)
+    task = _Task(shape, size, clips, clips * samples, dtype, device, picture)
     allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 

@@ -92,6 +92,16 @@ class Guidance:
         found = replace(self, scale=schedule.plain)
         return replace(found, t_min=0.0, t_max=1.0) if schedule.has_times else found
 
+    def samples(self, prompts: int = 1, negative: bool = False) -> int:
+        """Return how many samples of one call of the denoiser `guided` makes of each clip, at most.
+
+        Args:
+            prompts: that are mixed at once.
+            negative: whether there is a negative prompt.
+        """
+        guides, skips = self.schedule.plain != 1, self.skip.scale != 0
+        return prompts * (1 + skips) + guides * (1 + (negative and bool(self.perpendicular)))
+
     def scale_at(self, t: Tensor, times: Tensor | None = None) -> Tensor:
         """Return the scale of each sample, (B,), float64: 1 where it is not guided; see `ScaleSchedule.at`."""
         inside = (t >= self.t_min) & (t <= self.t_max)
