@@ -71,6 +71,9 @@ def evaluate(
     mixed: Annotated[bool, typer.Option("--mixed", help="Go on with clips of several sizes and rates.")] = False,
     list_metrics: Annotated[bool, typer.Option("--list", help="Say what can be measured, and what it takes.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of published models: auto (what the device has free), low, or GiB.")
+    ] = None,
 ) -> None:
     """Measure models and clips: distances to real clips, prompt following, motion, copies; every value with its
     protocol, an interval and a floor.
@@ -103,7 +106,8 @@ def evaluate(
             likelihood=likelihood_of(likelihood),
         )
         files = tuple(path for path in (report, markdown, json) if path is not None)
-        asked = Asked(tuple(model or ()), tuple(generated or ()), tuple(results or ()), ab, prompts, device, by, files)
+        named = (tuple(model or ()), tuple(generated or ()), tuple(results or ()))
+        asked = Asked(*named, ab, prompts, device, memory, by, files)
         reading = Reading(protocol, frames, stride, resolution, filter, crop)
         hearing = Hearing(note, _progress) if share.is_main else Hearing(lambda line: None)
         found, rows = run(asked, options, tuple(weights or ()), reading, hearing)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidiff.config import from_dict
+from vidiff.diffusers_folder import is_diffusers_folder
 from vidiff.errors import ConfigError, DataError
 from vidiff.evaluation import (
     Hearing,
@@ -41,6 +42,8 @@ from vidiff.yaml12 import parse
 if TYPE_CHECKING:
     import torch
 
+    from vidiff.memory import Strategy
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -52,6 +55,7 @@ class Asked:
     ab: tuple[str, str] | None = None
     prompts: Path | None = None
     device: str | None = None
+    memory: str | None = None
     by: str | None = None
     targets: tuple[Path, ...] = ()  # files that are written in the end
 
@@ -86,7 +90,7 @@ def run(
             tools = build_tools(told, reading, device)
             references = open_references(options, hearing)
         if isinstance(side, TrainedModel):
-            found.append(_of_model(side, prompts, device, references, tools, options, hearing))
+            found.append(_of_model(side, prompts, device, asked.memory, references, tools, options, hearing))
         else:
             clips = opened(side, options, hearing)
             found.append(measured(str(side), clips, references, tools, options, hearing))
@@ -151,6 +155,7 @@ def _check(asked: Asked, options: Options, sides: Sequence[Side]) -> str | None:
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; name a file in it")
         check_writable(path)
+    _check_memory(asked.memory, options, sides)
     if all(isinstance(side, Results) for side in sides):
         return None
     check_writable(options.out / "clips")
@@ -178,10 +183,21 @@ def _check_likelihood(options: Options, sides: Sequence[Side]) -> None:
         raise ConfigError("--likelihood: is only measured when asked: --metrics likelihood,...")
 
 
+def _check_memory(memory: str | None, options: Options, sides: Sequence[Side]) -> None:
+    """Raise a ConfigError if a plan of memory is asked for that nothing would keep to."""
+    if memory is None:
+        return
+    if not any(isinstance(side, TrainedModel) and is_diffusers_folder(side.folder) for side in sides):
+        raise ConfigError("--memory is for published models, and none is to be measured; leave it out")
+    if LIKELIHOOD in (options.metrics or ()):
+        raise ConfigError("--metrics likelihood takes models that are on the device as a whole; leave out --memory")
+
+
 def _of_model(
     model: TrainedModel,
     prompts: Sequence[str] | None,
     device: "torch.device",
+    memory: str | None,
     references: References,
     tools: Tools,
     options: Options,
@@ -191,13 +207,23 @@ def _of_model(
 
     real = references.real if options.only_likelihood else None  # for which nothing has to be made
     prompts = prompts or ([] if real else prompts_of(references.real, options.count))
-    pipeline = load(model.folder, device)
+    pipeline = load(model.folder, device, strategy=_strategy(model, memory, device, options))
     tools = replace(tools, density=density_of(pipeline, model.label, options))
     if real is not None:
         return measured(model.label, real, references, tools, options, hearing, step=model.step)
     check_fits(planned(pipeline, model.label, prompts, options), references, tools, options)
     clips, seconds = generated_by(pipeline, model.label, prompts, options, hearing)
+    pipeline.release()  # the networks that measure, and other models, come to the device now
     return measured(model.label, clips, references, tools, options, hearing, seconds, model.step)
+
+
+def _strategy(model: TrainedModel, memory: str | None, device: "torch.device", options: Options) -> "Strategy | None":
+    """Return how a published model goes to the device; None for one that goes there whole, as for its likelihood."""
+    from vidiff.cli.placing import strategy_for
+
+    if not is_diffusers_folder(model.folder) or LIKELIHOOD in (options.metrics or ()):
+        return None
+    return strategy_for(model.folder, memory, device, None, clips=options.batch)
 
 
 def _prompts(path: Path, count: int | None) -> list[str]:

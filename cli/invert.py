@@ -19,6 +19,9 @@ def invert(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, there and back.")] = 50,
     iterations: Annotated[int, typer.Option(min=1, help="Evaluations a step; more bring the clip back nearer.")] = 3,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of published models: auto (what the device has free), low, or GiB.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Turn a clip into the noise that it is made of, to make it again under another prompt.
@@ -38,6 +41,7 @@ def invert(
 
         from vidiff.cli.devices import chosen_device
         from vidiff.cli.jobs import check_writable, checked
+        from vidiff.cli.placing import strategy_for
         from vidiff.cli.progress import sampling_progress
         from vidiff.diffusion.guidance import Guidance
         from vidiff.inverting import Inverted, invert_clip, read_frames, write_noise
@@ -51,7 +55,12 @@ def invert(
         if target.suffix != ".safetensors":
             raise ConfigError(f"{target}: noise is kept as .safetensors")
         check_writable(target)
-        pipeline = load(find_model(model), chosen_device(device), torch.float32)
+        folder, where = find_model(model), chosen_device(device)
+        # As exact as can be, since what is found is sampled from again.
+        strategy = strategy_for(
+            *(folder, memory, where, torch.float32), weights="full", samples=lambda config: 1, clip=True
+        )
+        pipeline = load(folder, where, torch.float32, strategy)
         frames, size = read_frames(clip, pipeline)
         fewest, most = pipeline.config.frames
         if not fewest <= size.frames <= most:

@@ -34,10 +34,10 @@ LESS_MEMORY = {
     "generate": "--batch, --frames, --size, --memory",
     "train": "--set stages.0.trainer.accumulate=2",
     "upscale": "--to, --device",
-    "invert": "--device",
+    "invert": "--memory, --device",
     "decode": "--device",
     "reproduce": "--device",
-    "evaluate": "--batch, --device",
+    "evaluate": "--batch, --memory, --device",
 }
 
 

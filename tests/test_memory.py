@@ -139,6 +139,16 @@ def test_a_picture_is_planned_with_its_encoder_and_its_own_phase() -> None:
         plan(replace(IMAGES, transformers=(DiTConfig(concat_channels=20),)), LARGE, budget=12, weights=("full",))
 
 
+def test_a_clip_that_is_there_is_planned_with_its_own_phase_as_long_as_it_is() -> None:
+    without, given = (plan(WAN_1B, SMALL, budget=16, weights=("full",), clip=clip) for clip in (False, True))
+    (coding,) = (one for one in given.phases if one not in without.phases)
+    assert coding.name == "encode pictures" and dict(coding.parts)["autoencoder"] == 4 * autoencoder_weights(
+        WAN_1B.autoencoder
+    )
+    pictures = phase(plan(IMAGES, SMALL, budget=80, weights=("full",)), "encode pictures")
+    assert dict(coding.parts)["activations"] == dict(pictures.parts)["activations"]
+
+
 def test_a_picture_that_is_not_needed_is_planned_where_it_is_given() -> None:
     size = SIZES["Wan 2.2 TI2V 5B"][0]
     without, given = (plan(WAN_5B, size, budget=24, weights=("full",), picture=one) for one in (False, True))

@@ -14,9 +14,11 @@ from vidiff.decoding import decode_tiled
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.generation import Job, Settings, generate, read_run, redecode
+from vidiff.inverting import invert_clip
 from vidiff.memory import Strategy
 from vidiff.pipeline import load
 from vidiff.placement import Placement
+from vidiff.sampling.solvers import DDIM
 from vidiff.types import Size
 
 SIZE = Size(5, 32, 48, 16.0)
@@ -182,6 +184,26 @@ def test_frames_are_decoded_as_planned_and_as_planned_again(folder, tmp_path, mo
     assert len(tiled) == 1
     again = redecode(load(folder), *read_run(made.run), made.run, tmp_path / "b.gif", None)
     assert len(tiled) == 2 and again.frames_sha256 == made.frames_sha256
+
+
+def test_a_clip_is_inverted_as_planned(folder):
+    clip = torch.randint(256, (5, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for strategy in (None, Strategy("device", "streamed", "full", "chunks", True)):
+        model = load(folder, strategy=strategy)
+        sampling = replace(model.config.sampling, solver=DDIM(), num_steps=2, guidance=Guidance(scale=1.0))
+        with_plan = [] if strategy is None else model.placement._offloads
+        found.append(invert_clip(model, clip, "a red ball", SIZE, sampling, num_iterations=1))
+        assert strategy is None or with_plan
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_a_model_that_is_released_has_nothing_on_the_device_and_goes_on(folder, expected):
+    model = load(folder, strategy=Strategy("device", "streamed", "full", "chunks", False))
+    latents(model)
+    model.release()
+    assert model.text_encoder._encoder is None and not model.placement._offloads
+    assert torch.equal(latents(model), expected)
 
 
 @pytest.mark.parametrize("narrow", ["int8", "fp8"])

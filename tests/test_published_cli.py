@@ -211,6 +211,33 @@ def test_the_plan_counts_all_samples_of_a_call(vidiff, folder, monkeypatch, prom
     assert planned == [samples], done.stderr
 
 
+def test_models_that_invert_or_are_evaluated_are_planned_as_they_work(vidiff, folder, tmp_path, monkeypatch):
+    planned = []
+
+    def plan(*_, **task):
+        planned.append({name: task[name] for name in ("budget", "clips", "samples", "dtype", "weights", "clip")})
+        raise ConfigError("only planned")
+
+    monkeypatch.setattr("vidiff.memory.plan", plan)
+    (tmp_path / "p.txt").write_text(PROMPT)
+    model = ("--model", folder, "--memory", "8")
+    measured = ("evaluate", "--prompts", "p.txt", "--metrics", "motion", "--batch", "3")
+    for arguments in (("invert", "clip.mp4", "--prompt", PROMPT), measured):
+        done = vidiff(*arguments, *model)
+        assert done.returncode == 2 and "only planned" in done.stderr, done.stderr
+    full = {"budget": 8.0, "dtype": torch.float32}
+    assert planned == [
+        full | {"clips": 1, "samples": 1, "weights": ("full",), "clip": True},
+        full | {"clips": 3, "samples": 2, "weights": None, "clip": False},
+    ]
+    for arguments, word in (
+        ((*measured, "--model", "sprites", "--memory", "8"), "--memory is for published models"),
+        ((*measured, *model, "--metrics", "likelihood"), "leave out --memory"),
+    ):
+        done = vidiff(*arguments)
+        assert done.returncode == 2 and word in done.stderr, done.stderr
+
+
 def test_a_clip_that_is_made_again_is_planned_as_it_was_made(vidiff, folder, monkeypatch):
     made = vidiff("generate", PROMPT, "--model", folder, *SIZE, *PERPENDICULAR, "-o", "clip.mp4")
     assert made.returncode == 0, made.stderr

@@ -1,7 +1,7 @@
 """A clip turned into noise, and the file that keeps the noise for `vidiff generate`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -142,24 +142,32 @@ def invert_clip(
         ConfigError: if the clip is not on the latent grid, or ``num_iterations`` not positive.
         NumericalError: if the noise is not finite.
     """
-    video = clip.permute(3, 0, 1, 2)[None].to(pipeline.device).float() / 127.5 - 1
-    latents = pipeline.autoencoder.encode(video)
     cond = Conditioning(pipeline.text([prompt]))
     null, schedule = cond.with_text(pipeline.denoiser.null_text(1)), pipeline.config.schedule
     against = cond.with_text(pipeline.text([sampling.negative])) if sampling.negative else None
     times = pipeline.times(size, sampling)
-    (noise,) = invert(
-        guided(pipeline.denoiser, cond, null, sampling.guidance, negative=against, schedule=schedule, times=times),
-        schedule,
-        latents,
-        times,
-        num_iterations=num_iterations,
-        on_step=on_step,
-    ).cpu()
+    with pipeline.coding():
+        latents = torch.cat(list(pipeline.autoencoder.encode_pieces(_pieces(pipeline, clip))), dim=2)
+    with pipeline.denoising():
+        (noise,) = invert(
+            guided(pipeline.denoiser, cond, null, sampling.guidance, negative=against, schedule=schedule, times=times),
+            schedule,
+            latents,
+            times,
+            num_iterations=num_iterations,
+            on_step=on_step,
+        ).cpu()
     if not torch.isfinite(noise).all():
         raise NumericalError("the noise is not finite: the weights are broken, or the steps too few; try more")
     again = pipeline.sample([prompt], [0], size, sampling, noise=[noise])
     return noise, decibels(latents, again)
+
+
+def _pieces(pipeline: Pipeline, clip: Tensor) -> Iterator[Tensor]:
+    """Yield (1, 3, n, H, W) in [-1, 1] of uint8 (F, H, W, 3): one frame, then as many as a latent frame each."""
+    frames, stride = clip.permute(3, 0, 1, 2)[None], pipeline.autoencoder.latents.frame_stride
+    for begin in (1 - stride, *range(1, len(clip), stride)):
+        yield frames[:, :, max(0, begin) : begin + stride].to(pipeline.device).float() / 127.5 - 1
 
 
 def decibels(wanted: Tensor, found: Tensor) -> float:

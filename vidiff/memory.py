@@ -104,6 +104,7 @@ class _Task:
     dtype: torch.dtype
     device: torch.device
     picture: bool
+    clip: bool
 
     @property
     def pictures(self) -> Literal["none", "concat", "known"]:
@@ -143,6 +144,7 @@ def plan(
     device: torch.device | str = "cuda",
     weights: Sequence[Weights] | None = None,
     picture: bool = False,
+    clip: bool = False,
 ) -> MemoryPlan:
     """Return the fastest way to make clips that fits the memory there is.
 
@@ -157,13 +159,14 @@ def plan(
         weights: what the weights of the transformer's blocks may be, best first; None is full, and int8 where torchao
             is installed. Weights spread as those of linear layers are lose less in int8 than in fp8.
         picture: whether clips start from a picture, of a model that can do without.
+        clip: whether clips are there, and are encoded.
 
     Raises:
         ConfigError: if nothing fits, the size is not on the latent grid, or "auto" finds no such device.
     """
     device = torch.device(device)
     given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
-    task = _Task(shape, size, clips, clips * samples, dtype, device, picture)
+    task = _Task(shape, size, clips, clips * samples, dtype, device, picture, clip)
     allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 
@@ -248,8 +251,8 @@ def _codings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode,
     """Yield ways to decode, with the phase in which pictures are encoded: the transformer waits in the same place."""
     size, config = task.size, task.shape.autoencoder
     pictures: tuple[tuple[str, int], ...] = ()
-    if task.pictures != "none":
-        length = size.frames if task.pictures == "concat" else 1
+    if task.clip or task.pictures != "none":
+        length = size.frames if task.clip or task.pictures == "concat" else 1
         frames = 2 * 4 * 3 * task.clips * size.height * size.width  # pictures, fitted one by one
         activations = encode_bytes(config, (length, size.height, size.width), task.clips)
         states = 2 * _picture_states(replace(task, samples=0))  # masks and latents, then together

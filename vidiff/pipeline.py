@@ -74,6 +74,12 @@ class Pipeline:
         with nullcontext() if self.placement is None else self.placement.coding():
             yield
 
+    def release(self) -> None:
+        """Free what a plan has put on the device, until it is needed again."""
+        self._release_text()
+        if self.placement is not None:
+            self.placement.leave()
+
     def _release_text(self) -> None:
         if isinstance(self.text_encoder, PassingTextEncoder):
             self.text_encoder.release()
@@ -315,8 +321,8 @@ def _load_published(
     placement: Placement | None = None
 
     def build() -> TextEncoder:
-        if placement is not None:
-            placement.clear_for_text()
+        if placement is not None and placement.strategy.text == "device":
+            placement.leave()  # the plan has no room for both
         return build_text_encoder(opened.config.text, text_device, chosen)
 
     text_encoder: TextEncoder = PassingTextEncoder(build, opened.config.text_dim)

@@ -55,11 +55,6 @@ class Placement:
         assert all(isinstance(one, SpaceTimeDiT) for one in found)
         return found  # type: ignore[return-value]
 
-    def clear_for_text(self) -> None:
-        """Send the transformer away if the text encoder comes to the device: the plan has no room for both."""
-        if self.strategy.text == "device":
-            self._leave()
-
     @contextmanager
     def denoising(self) -> Iterator[None]:
         """Have the transformer where the plan wants it.
@@ -91,14 +86,15 @@ class Placement:
     def coding(self) -> Iterator[None]:
         """Have the autoencoder on the device, and the transformer only if the plan has room for both."""
         if self.strategy.parked:
-            self._leave()
+            self.leave()
         self.autoencoder.to(self.device)
         try:
             yield
         finally:
             self.autoencoder.to("cpu")
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Send the transformer away from the device, until it is needed again."""
         if not self._here:
             return
         for offload in self._offloads:
