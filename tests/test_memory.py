@@ -64,6 +64,13 @@ def test_more_memory_never_makes_a_plan_leaner_and_low_is_the_leanest(shape: Mod
     assert plan(shape, size, budget=low.needed / GIB + 1e-6, weights=("full",)).needed <= low.needed + 1
 
 
+def test_text_is_encoded_beside_the_transformer_where_there_is_room_for_both() -> None:
+    ways = [plan(WAN_1B, SMALL, budget=budget, weights=("full",)) for budget in (80, 12, 8)]
+    assert [found.strategy.text for found in ways] == ["beside", "device", "host"]
+    both, alone = (phase(found, "encode text").bytes for found in ways[:2])
+    assert both - alone == dict(phase(ways[0], "denoise").parts)["transformer"]
+
+
 def test_nothing_that_fits_is_one_line_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"to denoise needs 23\.\d GiB .* but 16\.0 GiB are given") as error:
         plan(WAN_14B, LARGE, budget=16, weights=("full",))

@@ -155,8 +155,10 @@ def test_the_text_encoder_is_built_once_for_a_clip_and_gone_while_it_is_sampled(
     assert len(built) == 1 and gone == [True, True]
 
 
-@pytest.mark.parametrize("text", ["device", "host"])
-def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_comes_to_its_device(folder, monkeypatch, text):
+@pytest.mark.parametrize("text", ["beside", "device", "host"])
+def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_if_there_is_no_room_for_both(
+    folder, monkeypatch, text
+):
     import vidiff.pipeline as module
 
     model = load(folder, strategy=Strategy(text, "streamed", "full", "chunks", False))
@@ -169,7 +171,7 @@ def test_the_transformer_leaves_before_the_encoder_of_a_new_prompt_comes_to_its_
     for prompt in ("a red ball", "a red ball", "a blue cat"):
         model.sample([prompt], [0], SIZE, sampling)
         assert model.placement._offloads
-    assert beside == [text == "host"]
+    assert beside == [text != "device"]
 
 
 def test_frames_are_decoded_as_planned_and_as_planned_again(folder, tmp_path, monkeypatch):

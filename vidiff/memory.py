@@ -32,6 +32,7 @@ _COMPUTED, _COPIED = 1e14, 2e10  # floating-point operations and bytes from the 
 
 Budget = Literal["auto", "low"] | float
 Where = Literal["device", "host", "streamed", "freed"]
+Text = Literal["beside", "device", "host"]
 Kind = Literal["resident", "swapped", "streamed"]
 Weights = Literal["full", quantize.Bytes]
 WEIGHTS: tuple[Weights, ...] = ("full", "int8", "fp8")
@@ -70,7 +71,7 @@ class Phase:
 class Strategy:
     """How a model runs."""
 
-    text: Literal["device", "host"]
+    text: Text  # beside: on the device with what the transformer has there; device: there without it
     transformer: Kind  # swapped: experts take turns on the device
     weights: Weights  # of the transformer's blocks: in the products' type, or by `quantize.byte_weights`
     decode: Decode
@@ -170,9 +171,9 @@ def plan(
     allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 
-    text, encoding = _chosen(list(_encodings(task, host)), given)
     (transformer, held), denoising = _chosen(list(_denoisings(task, host, allowed)), given)
     kept = _resident(task, transformer, held)
+    text, encoding = _chosen(list(_encodings(task, host, kept)), given)
     (decode, parked), coding = _chosen(list(_codings(task, host, kept)), given)
     strategy = Strategy(text, transformer, held, decode, parked)
     phases: tuple[Phase, ...] = (*encoding, *coding[1:], *denoising, coding[0])
@@ -203,11 +204,13 @@ def _too_little(phase: Phase, given: int) -> ConfigError:
     )
 
 
-def _encodings(task: _Task, host: bool) -> Iterator[tuple[Literal["device", "host"], tuple[Phase]]]:
+def _encodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[Text, tuple[Phase]]]:
     weights = task.shape.text_parameters * task.dtype.itemsize
     activations = min(_TEXT_ACTIVATIONS, weights // 4)
-    yield "device", (Phase("encode text", (("text encoder", weights), ("activations", activations))),)
+    parts = (("text encoder", weights), ("activations", activations))
+    yield "beside", (Phase("encode text", (*parts, ("transformer", kept))),)
     if host:
+        yield "device", (Phase("encode text", parts),)
         yield "host", (Phase("encode text", (("text states", _text_states(task)),)),)
 
 
@@ -340,7 +343,7 @@ def _resident(task: _Task, kind: Kind, held: Weights) -> int:
 def _rows(task: _Task, strategy: Strategy) -> Iterator[Row]:
     name = str(task.dtype).removeprefix("torch.")
     text = task.shape.text_parameters * task.dtype.itemsize
-    yield Row("text encoder", "freed" if strategy.text == "device" else "host", name, text)
+    yield Row("text encoder", "host" if strategy.text == "host" else "freed", name, text)
     places: dict[Kind, Where] = {"resident": "device", "swapped": "host", "streamed": "streamed"}
     where = places[strategy.transformer]
     for number, weights in enumerate(task.weights, 1):

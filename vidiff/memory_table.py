@@ -29,7 +29,11 @@ def table(plan: MemoryPlan) -> "Table":
 
 def described(strategy: Strategy) -> str:
     """Return a strategy in a few words."""
-    text = "text on the device, then freed" if strategy.text == "device" else "text on the CPU"
+    text = {
+        "beside": "text beside the transformer, then freed",
+        "device": "text on the device, then freed",
+        "host": "text on the CPU",
+    }[strategy.text]
     transformer = {
         "resident": "transformer on the device",
         "swapped": "one expert on the device at a time",

@@ -317,12 +317,12 @@ def _load_published(
 ) -> Pipeline:
     opened = open_diffusers_folder(folder)
     chosen: torch.dtype = getattr(torch, opened.config.dtype) if dtype is None else dtype
-    text_device = device if strategy is None or strategy.text == "device" else torch.device("cpu")
+    text_device = device if strategy is None or strategy.text != "host" else torch.device("cpu")
     placement: Placement | None = None
 
     def build() -> TextEncoder:
         if placement is not None and placement.strategy.text == "device":
-            placement.leave()  # the plan has no room for both
+            placement.leave()
         return build_text_encoder(opened.config.text, text_device, chosen)
 
     text_encoder: TextEncoder = PassingTextEncoder(build, opened.config.text_dim)

@@ -63,7 +63,7 @@ class Placement:
             CheckpointError: if a tensor that is read is not finite.
             ConfigError: if weights of a byte each are planned, but torchao is not installed.
         """
-        if next(self.networks[0].parameters()).is_meta:
+        if any(value.is_meta for network in self.networks for value in network.parameters()):
             self.read(self._read_to)
             for change in self.changes:
                 change()
