@@ -75,6 +75,10 @@ def generate(
         Path | None, typer.Option(help="Prompts: .txt, one a line, or .jsonl with prompt, id, negative, seed, travel.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips sampled together.")] = 1,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips to try for each one, of which the best is kept; default what the model has."),
+    ] = None,
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
     upscale: Annotated[
         int | None, typer.Option(min=1, help="Repeat pixels N times; small clips default to a visible size.")
@@ -121,6 +125,7 @@ def generate(
       vidiff generate "an orc walking right | a skeleton walking right" --guidance 6@0:0.7,1
     """
     with terminated_as_interrupt():
+        from vidiff.candidates import resolved
         from vidiff.cli import jobs as planning
         from vidiff.cli.starts import Ways
 
@@ -144,7 +149,10 @@ def generate(
         pipeline, loras = _load(model, device, dtype, download, lora or [], room)
         sampling = sampled(pipeline.config)
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
-        shared = replace(shared, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras)
+        settled = resolved(pipeline, shared.sampling, shared.size, planned, candidates)
+        shared = replace(
+            shared, sampling=settled, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras
+        )
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
         waiting = _unfinished(pipeline, planned, shared) if from_file else planned

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from vidiff.data.toyworld.attributes import Layout, Scene, Thing
+from vidiff.data.toyworld.attributes import Layout, Scene, Thing, value_of
 from vidiff.data.toyworld.captions import caption
 from vidiff.data.toyworld.draw import draw_captions, draw_scene
 from vidiff.data.toyworld.render import render
 from vidiff.errors import ConfigError, DataError
-from vidiff.metrics.toyworld_oracle import accuracy, centroid_track, color_share, judge, value_of
+from vidiff.metrics.toyworld_oracle import accuracy, centroid_track, color_share, judge
 
 FPS, COUNT = 12, 4
 SCENES = [draw_scene(5, index) for index in range(COUNT)]

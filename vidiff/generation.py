@@ -16,6 +16,7 @@ from torch import Tensor
 import vidiff
 from vidiff import checkpoint, config, files
 from vidiff.adapting import LoRAFile
+from vidiff.candidates import candidate_seeds, scores
 from vidiff.data.metadata import read_metadata
 from vidiff.data.video_write import format_of, upscaled, write_video
 from vidiff.decoding import DECODES, Decode, decode
@@ -132,22 +133,8 @@ def generate(
         ResourceError: if memory or disk run out; latents already sampled stay in the run folders.
     """
     started = time.monotonic()
-    dtype = getattr(torch, settings.dtype)
     with progress("base") as on_step:
-        latents = pipeline.sample(
-            [job.prompt for job in jobs],
-            [job.seed for job in jobs],
-            settings.size,
-            settings.sampling,
-            negatives=[job.negative for job in jobs],
-            travels=[job.travel for job in jobs],
-            arcs=[job.arc for job in jobs],
-            noise=[None if job.noise is None else job.noise.read().noise for job in jobs],
-            noise_from=settings.noise_from,
-            pictures=None if jobs[0].picture is None else [job.picture.read() for job in jobs if job.picture],
-            dtype=dtype,
-            on_step=on_step,
-        )
+        latents = _sampled(pipeline, jobs, settings, on_step)
     recipes = [recipe_of(pipeline, job, settings) for job in jobs]
     runs = [save_run(job, recipe, one) for job, recipe, one in zip(jobs, recipes, latents.split(1), strict=True)]
     clips = _finished(pipeline, jobs, settings, latents, progress, note)
@@ -156,6 +143,42 @@ def generate(
         write_result(job, run, clip, recipe, settings, seconds)
         for job, run, clip, recipe in zip(jobs, runs, clips, recipes, strict=True)
     ]
+
+
+def _sampled(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: OnStep) -> Tensor:
+    """Return the base's latents (B, C, f, h, w), of each clip the best candidate."""
+    count = settings.sampling.candidates
+    if count == 1 or pipeline.verifier is None:
+        return _drawn(pipeline, jobs, settings, on_step)
+    kept = []
+    for number, job in enumerate(jobs):  # those of one clip together, whatever is made beside it
+
+        def on_each(done: int, total: int, x_0: Tensor, before: int = number) -> None:
+            on_step(before * total + done, len(jobs) * total, x_0)
+
+        tried = [replace(job, seed=seed) for seed in candidate_seeds(job.seed, count)]
+        latents = _drawn(pipeline, tried, settings, on_each)
+        found = scores(pipeline.verifier, latents, pipeline.text([told_at_once(job.prompt, job.travel)]))
+        kept.append(latents[found.argmax()])
+    return torch.stack(kept)
+
+
+def _drawn(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: OnStep) -> Tensor:
+    """Return latents (B, C, f, h, w), one clip for each job."""
+    return pipeline.sample(
+        [job.prompt for job in jobs],
+        [job.seed for job in jobs],
+        settings.size,
+        settings.sampling,
+        negatives=[job.negative for job in jobs],
+        travels=[job.travel for job in jobs],
+        arcs=[job.arc for job in jobs],
+        noise=[None if job.noise is None else job.noise.read().noise for job in jobs],
+        noise_from=settings.noise_from,
+        pictures=None if jobs[0].picture is None else [job.picture.read() for job in jobs if job.picture],
+        dtype=getattr(torch, settings.dtype),
+        on_step=on_step,
+    )
 
 
 def _finished(

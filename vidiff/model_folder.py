@@ -2,6 +2,7 @@
 
 config.yaml  model.safetensors                 denoiser: backbone, schedule, text encoder, sampling defaults
 autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
+verifier/config.yaml  model.safetensors        what picks among candidates, if there is one
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,14 @@ from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone, che
 from vidiff.models.dit import DiTConfig
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.unet3d import UNet3DConfig
+from vidiff.models.verifier import Verifier, VerifierConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.solvers import DPMpp2M, Solver, check_steps
 from vidiff.sampling.times import FlowSpacing, ListedSpacing, Spacing, UniformSpacing, noisier
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
 
-AUTOENCODER = "autoencoder"
+AUTOENCODER, VERIFIER = "autoencoder", "verifier"
 
 Pictures = Literal["none", "concat", "known"]
 
@@ -45,11 +47,14 @@ class SamplingConfig:
     positions: int = 0  # latent places (f h w) the spacing is meant for; larger clips get noisier steps; 0: any
     temperature: float = 1.0  # times all noise, the first and what solvers add; below 1 clips are more alike
     told_steps: int = 0  # networks are told times rounded down to 1 / told_steps, as published flow models; 0: exactly
+    candidates: int = 1  # sampled for each clip that is kept, see `vidiff.candidates`
     last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.candidates < 1:
+            raise ConfigError(f"candidates must be at least 1, got {self.candidates}")
         check_steps(self.solver, self.num_steps)
         if not self.temperature >= 0:
             raise ConfigError(f"temperature is at least 0, got {self.temperature}")
@@ -105,6 +110,7 @@ class ModelConfig:
     pictures: Pictures = "none"  # how a clip starts from a picture: never, as more channels, or as its first latents
     dtype: Literal["float32", "bfloat16"] = "float32"  # precision it was published in
     large_shift: tuple[int, float] | None = None  # pixels a frame, and from which on the flow spacing's shift is this
+    verifier: bool = False  # its folder has one, which picks among candidates
     stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
 
     def __post_init__(self) -> None:
@@ -134,6 +140,22 @@ class ModelConfig:
             sigma_data=self.sigma_data,
             learned_variance=self.learned_variance,
         )
+
+
+@dataclass(frozen=True)
+class VerifierModelConfig:
+    """What ``config.yaml`` of a verifier's folder says."""
+
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    latents: tuple[int, int, int, int] = (16, 5, 8, 8)  # that it reads: C, f, h, w
+    statements: tuple[int, ...] = (2,)  # how many answers each has
+    text: TextEncoderConfig = field(default_factory=MiniLMConfig)
+    text_dim: int = 384
+    format: Literal[1] = 1
+
+    def build(self) -> Verifier:
+        """Return the untrained network."""
+        return Verifier(self.verifier, self.latents, self.statements, self.text_dim)
 
 
 def check_refines(backbone: BackboneConfig, refines: Refinement | None, pixels: PixelAutoencoderConfig | None) -> None:
@@ -184,6 +206,22 @@ def autoencoder_folder(folder: Path, settings: ModelConfig) -> Path:
         hint = did_you_mean(settings.autoencoder, bundled)
         raise CheckpointError(f"{folder}: takes the autoencoder of {settings.autoencoder}, no bundled model.{hint}")
     return bundled[settings.autoencoder] / AUTOENCODER
+
+
+def load_verifier(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Verifier:
+    """Return the verifier in a model's folder, float32, on the CPU.
+
+    Raises:
+        CheckpointError: if it is not there, damaged, or does not fit the model.
+    """
+    found: VerifierModelConfig = read_config(VerifierModelConfig, folder / VERIFIER)
+    if (found.text, found.text_dim) != (settings.text, settings.text_dim):
+        raise CheckpointError(f"{folder / VERIFIER}: does not fit {folder}: its text encoder is another one")
+    if found.latents[0] != latents.channels:
+        raise CheckpointError(
+            f"{folder / VERIFIER}: reads latents of {found.latents[0]} channels, the model makes {latents.channels}"
+        )
+    return _filled(lambda config: config.build(), found, folder / VERIFIER)
 
 
 def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:

@@ -28,6 +28,7 @@ from vidiff.model_folder import (
     autoencoder_folder,
     autoencoder_of,
     load_denoiser,
+    load_verifier,
     read_config,
 )
 from vidiff.models.build import Autoencoder, BackboneConfig, check_skippable
@@ -35,6 +36,7 @@ from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import ExpertsConfig
 from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
+from vidiff.models.verifier import Verifier
 from vidiff.placement import Placement
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
@@ -58,6 +60,7 @@ class Pipeline:
     hash: str  # of the model folder
     refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
     image_encoder: ImageEncoder | None = None  # of a model that starts from pictures, if it has one
+    verifier: Verifier | None = None  # picks among candidates, see `vidiff.candidates`
     placement: Placement | None = None  # of a model that does not stay on its device as a whole
 
     @contextmanager
@@ -128,7 +131,7 @@ class Pipeline:
             prompts: B of them; an empty one stands for the learned null text.
             seeds: B of them.
             size: of the clips, on the latent grid.
-            sampling: solver, steps and guidance.
+            sampling: solver, steps and guidance; its candidates are `vidiff.generation`'s to try.
             negatives: B of them; None is the sampling's own.
             travels: B of them; one that is given makes its prompt several, see `vidiff.diffusion.travel`.
             arcs: B of them: where clips lie on the way to other seeds and prompts; None is at their own.
@@ -307,8 +310,10 @@ def load(
     for name in config.stages:
         refiners.append(_refiner(folder, name, config, size.fps, device))
         size = refiners[-1].size(size)
+    verifier = load_verifier(folder, config, autoencoder.latents).to(device) if config.verifier else None
     return Pipeline(
-        *(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder)), tuple(refiners), image_encoder
+        *(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder)),
+        *(tuple(refiners), image_encoder, verifier),
     )
 
 

@@ -162,6 +162,8 @@ class Batch:
     captions: list[str] | None = None
     first_frame: Tensor | None = None  # see Conditioning.first_frame
     low_res: Tensor | None = None  # see Conditioning.low_res; without noise
+    shown: Tensor | None = None  # numbers of what each clip shows, (B, Q)
+    said: Tensor | None = None  # and of what its caption says of it, (B, Q)
 
 
 class TextEncoder(Protocol):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidiff.data.toyworld.attributes import RELATIONS, SCENE_VALUES, THING_VALUES, Layout, Scene
+from vidiff.data.toyworld.attributes import RELATIONS, SCENE_VALUES, THING_VALUES, Layout, Scene, value_of
 from vidiff.data.toyworld.light import OBJECT_COLORS
 from vidiff.data.toyworld.render import render
 from vidiff.errors import ConfigError, DataError
@@ -97,16 +97,6 @@ def _withheld(psnr: float, clip: Tensor, nearest: Tensor) -> frozenset[str]:
     changes, expected = (frames.diff(dim=0).square().mean() for frames in (clip, nearest))
     jumpy = changes > _MAX_CHANGE * (expected + _CHANGE_FLOOR)
     return frozenset(("motion", "camera")) if uneven or jumpy else frozenset()
-
-
-def value_of(scene: Scene, name: str) -> str | None:
-    """Return an attribute by its name in a caption's account, such as "camera" or "color.1"."""
-    if "." not in name:
-        value: str | None = getattr(scene, name)
-        return value
-    attribute, index = name.split(".")
-    value = getattr(scene.objects[int(index)], attribute)
-    return value
 
 
 @dataclass(frozen=True)

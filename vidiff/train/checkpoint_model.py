@@ -14,9 +14,10 @@ from vidiff.data.clips import open_clips
 from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.files import atomic_path, os_errors_named, remove, sha256_of, write_text
 from vidiff.model_folder import AUTOENCODER, load_autoencoder, save_autoencoder
+from vidiff.train.assembly import decoders_of
 from vidiff.train.denoiser_stage import DenoiserStageConfig
 from vidiff.train.distillation_stage import DistillationStageConfig, save_student, teacher_folder
-from vidiff.train.recipe import Recipe, decisive, decoders_of, model_config_of
+from vidiff.train.recipe import Recipe, decisive, model_config_of
 from vidiff.train.trainer import differences
 from vidiff.weights import CONFIG_NAME, WEIGHTS_NAME
 

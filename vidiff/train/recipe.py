@@ -1,8 +1,7 @@
 """A recipe: stages in order, each starting from what earlier ones left, ending in a model folder."""
 
 import json
-import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from vidiff.checkpoint import model_hash, save_model
 from vidiff.data.clips import Clips, ClipsConfig, open_clips
 from vidiff.data.dataset import DataConfig
 from vidiff.data.fates import write_skipped
+from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
+from vidiff.data.toyworld.statements import STATEMENTS
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, sha256_of, write_text
 from vidiff.metrics.embedded import EvaluatorModelConfig
 from vidiff.model_folder import (
-    AUTOENCODER,
     ModelConfig,
     SamplingConfig,
+    VerifierModelConfig,
     load_autoencoder,
     load_denoiser,
     read_config,
@@ -30,9 +31,9 @@ from vidiff.model_folder import (
 )
 from vidiff.models.autoencoder import VideoVAE
 from vidiff.models.build import Autoencoder
-from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.two_level import TwoLevelDiTConfig
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig, build_text_encoder
+from vidiff.train.assembly import assembled, trained_autoencoder
 from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageConfig
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.contrast import ContrastCaptions
@@ -43,10 +44,13 @@ from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
 from vidiff.train.held_out import HeldOutEvaluation, check_evaluated
 from vidiff.train.stream import Latents, StreamedLatents, StreamedText
 from vidiff.train.trainer import device, differences, is_main_process, train
+from vidiff.train.verifier_stage import VerifierStage, VerifierStageConfig
 from vidiff.types import LatentSpec, Size, TextEncoder
-from vidiff.weights import WEIGHTS_NAME, read_tensors
+from vidiff.weights import WEIGHTS_NAME
 
-StageConfig = AutoencoderStageConfig | DenoiserStageConfig | DistillationStageConfig | EvaluatorStageConfig
+StageConfig = (
+    AutoencoderStageConfig | DenoiserStageConfig | DistillationStageConfig | EvaluatorStageConfig | VerifierStageConfig
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Recipe:
                 _check_decoder(stage, earlier)
             elif isinstance(stage, DistillationStageConfig):
                 _check_teacher(stage, earlier)
+            elif isinstance(stage, VerifierStageConfig):
+                _check_judged(stage, earlier, stage.data or self.data)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
         shared = {stage.autoencoder for stage in denoisers if stage.pixels is None}
@@ -95,6 +101,16 @@ def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> 
         isinstance(other, DenoiserStageConfig) and other.refines is None for other in earlier.values()
     ):
         raise ConfigError(f"stage {stage.name} refines clips that no earlier stage makes")
+
+
+def _check_judged(stage: VerifierStageConfig, earlier: dict[str, StageConfig], data: ClipsConfig) -> None:
+    """Raise a ConfigError unless a verifier judges a denoiser of latents, by clips that say what they show."""
+    judged = earlier.get(stage.judges)
+    if not isinstance(judged, DenoiserStageConfig) or judged.pixels is not None:
+        hint = did_you_mean(stage.judges, list(earlier))
+        raise ConfigError(f"stage {stage.name} needs an earlier stage {stage.judges!r} that denoises latents.{hint}")
+    if not isinstance(data, ToyWorldConfig):
+        raise ConfigError(f"stage {stage.name} learns from scenes of the toy world; set data: {{kind: toyworld, ...}}")
 
 
 def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig]) -> None:
@@ -165,8 +181,10 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                     train_student(stage, recipe.name, data[0], run_dir, console, identity)
                 case EvaluatorStageConfig():
                     _train_evaluator(stage, recipe, data, run_dir, console, identity)
+                case VerifierStageConfig():
+                    _train_verifier(stage, recipe, data[0], run_dir, console, identity)
             write_text(done, json.dumps(record, indent=1))
-        return _assembled(recipe, run_dir, dtype)
+        return assembled(recipe, run_dir, dtype)
 
 
 def _sources(stage: StageConfig, recipe: Recipe) -> dict[ClipsConfig, str]:
@@ -185,6 +203,8 @@ def _identity(stage: StageConfig, recipe: Recipe, data: list[Clips], run_dir: Pa
         uses = (stage.autoencoder if stage.pixels is None else None, stage.starts_from)
     elif isinstance(stage, AutoencoderStageConfig):
         uses = (stage.decoder_of,)
+    elif isinstance(stage, VerifierStageConfig):
+        uses = (stage.judges,)
     elif isinstance(stage, DistillationStageConfig):
         identity["weights of its teacher"] = model_hash(teacher_folder(stage.teacher, run_dir))
     for name in uses:
@@ -244,7 +264,7 @@ def _train_denoiser(
     identity: dict[str, Any],
 ) -> None:
     # Put where training will run once and for all: previews and streamed batches use it from two threads.
-    autoencoder = _autoencoder(stage_config, run_dir).to(device())
+    autoencoder = trained_autoencoder(stage_config, run_dir).to(device())
     encoder = build_text_encoder(recipe.text, device())
     model_config = model_config_of(stage_config, recipe, encoder.dim, data.config, data.fps)
     cache = run_dir / "cache"
@@ -317,12 +337,29 @@ def _train_evaluator(
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
 
-def _autoencoder(stage: DenoiserStageConfig, run_dir: Path) -> Autoencoder:
-    return (
-        load_autoencoder(run_dir / stage.autoencoder / "export")
-        if stage.pixels is None
-        else PixelAutoencoder(stage.pixels)
-    )
+def _train_verifier(
+    stage_config: VerifierStageConfig,
+    recipe: Recipe,
+    source: Clips,
+    run_dir: Path,
+    console: Console,
+    identity: dict[str, Any],
+) -> None:
+    assert isinstance(source, ToyWorld)
+    judged = next(stage for stage in recipe.stages if stage.name == stage_config.judges)
+    assert isinstance(judged, DenoiserStageConfig)
+    autoencoder, export = trained_autoencoder(judged, run_dir).to(device()), run_dir / judged.name / "export"
+    denoiser = load_denoiser(export, read_config(ModelConfig, export), autoencoder.latents).to(device())
+    encoder, cache = build_text_encoder(recipe.text, device()), run_dir / "cache"
+    hashed = model_hash(run_dir / judged.autoencoder / "export")
+    latents = cached_latents(cache, autoencoder, hashed, source, console)
+    text = cached_text(cache, encoder, encoder.fingerprint, source, console)
+    c, f, h, w = latents[0].shape
+    counts = tuple(len(values) for values in STATEMENTS.values())
+    model_config = VerifierModelConfig(stage_config.verifier, (c, f, h, w), counts, recipe.text, encoder.dim)
+    stage = VerifierStage(stage_config, model_config, source, latents, text, denoiser, identity)
+    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
+    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 
 
 def model_config_of(
@@ -344,48 +381,3 @@ def model_config_of(
         pixels=stage.pixels,
         refines=stage.refines,
     )
-
-
-def decoders_of(autoencoder: str, recipe: Recipe) -> list[str]:
-    """Return the stage that trains an autoencoder, and those that train its decoder on from there, newest last."""
-    decoders = [autoencoder]
-    for other in recipe.stages:
-        if isinstance(other, AutoencoderStageConfig) and other.decoder_of in decoders:
-            decoders.append(other.name)
-    return decoders
-
-
-def _assembled(recipe: Recipe, run_dir: Path, dtype: torch.dtype) -> Path:
-    """Put the base denoiser, its autoencoder and the stages that refine together as one self-contained folder."""
-    denoisers = [stage for stage in recipe.stages if isinstance(stage, DenoiserStageConfig)]
-    bases = [stage for stage in denoisers if stage.refines is None]
-    folder, last = run_dir / "model", run_dir / recipe.stages[-1].name / "export"
-    if isinstance(recipe.stages[-1], DistillationStageConfig):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(last, folder, ignore=shutil.ignore_patterns("stage.json"))
-        settings = read_config(ModelConfig, last)
-        save_model(folder, config.to_dict(settings), read_tensors(last / WEIGHTS_NAME), dtype=dtype)
-        return folder
-    if not bases and not isinstance(recipe.stages[-1], EvaluatorStageConfig):
-        return last
-    shutil.rmtree(folder, ignore_errors=True)
-    if not bases:
-        found = read_config(EvaluatorModelConfig, last)
-        save_model(folder, config.to_dict(found), read_tensors(last / WEIGHTS_NAME), dtype=dtype)
-        return folder
-    base = bases[-1]
-    starts = {stage.starts_from for stage in denoisers}
-    refiners = [stage for stage in denoisers if stage.refines is not None and stage.name not in starts]
-    for stage in (base, *refiners):
-        if stage.pixels is None and not (folder / AUTOENCODER).exists():
-            decoder = decoders_of(stage.autoencoder, recipe)[-1]
-            save_autoencoder(folder / AUTOENCODER, load_autoencoder(run_dir / decoder / "export"), dtype)
-    for stage, target in ((base, folder), *((stage, folder / stage.name) for stage in refiners)):
-        export = run_dir / stage.name / "export"
-        trained: ModelConfig = read_config(ModelConfig, export)
-        weights = load_denoiser(export, trained, _autoencoder(stage, run_dir).latents).state_dict()
-        settings = replace(trained, sampling=stage.sampling or recipe.sampling, refines=stage.refines)
-        if stage is base:
-            settings = replace(settings, stages=tuple(refiner.name for refiner in refiners))
-        save_model(target, config.to_dict(settings), weights, dtype=dtype)
-    return folder

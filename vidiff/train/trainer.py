@@ -305,6 +305,8 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         batch.captions,
         moved(batch.first_frame),
         moved(batch.low_res),
+        moved(batch.shown),
+        moved(batch.said),
     )
 
 

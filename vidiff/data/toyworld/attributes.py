@@ -127,6 +127,16 @@ THING_VALUES = {"shape": SHAPES, "color": COLORS, "size": SIZES, "material": MAT
 SCENE_VALUES = {"relation": RELATIONS, "camera": CAMERAS, "ground": GROUNDS, "light": LIGHTS, "weather": WEATHERS}
 
 
+def value_of(scene: Scene, name: str) -> str | None:
+    """Return an attribute by its name in a caption's account, such as "camera" or "color.1"."""
+    if "." not in name:
+        value: str | None = getattr(scene, name)
+        return value
+    attribute, index = name.split(".")
+    value = getattr(scene.objects[int(index)], attribute)
+    return value
+
+
 def _held_out() -> frozenset[tuple[str, str, str, str]]:
     """Return a Latin square's diagonal of each table: every value stays seen, about an eighth of the pairs never is."""
     tables = (
