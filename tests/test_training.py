@@ -113,6 +113,18 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, precision
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_becomes_float32_where_it_would_take_forever(tmp_path, monkeypatch, capsys, fast):
+    monkeypatch.setattr("vidiff.train.trainer.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("vidiff.train.muon.fast_bfloat16", lambda device: fast)
+    seen = []
+    stage = Toy(on_batch=lambda step: seen.append(torch.is_autocast_enabled("cpu")))
+    train(stage, config(max_steps=2, mixed_precision="bf16"), tmp_path, Console(stderr=True))
+    assert seen == [fast, fast]
+    assert ("this CPU has no instructions for bf16" in capsys.readouterr().err) is not fast
+    assert orthogonalized(torch.randn(1, 4, 4)).dtype == (torch.bfloat16 if fast else torch.float32)
+
+
 def test_a_run_that_was_killed_outright_resumes_to_the_same_losses(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, {root!r})\n"

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vidiff.tensors import fast_bfloat16
+
 # Coefficients of the quintic Newton-Schulz iteration, Jordan et al., 2024: they push singular values quickly into
 # [0.7, 1.2], which trains as well as exact orthogonality.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -51,8 +53,11 @@ def _by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return about U V^T of each of ``matrices`` = U S V^T, (K, n, m), in bfloat16, by Newton-Schulz iteration."""
-    x = matrices.bfloat16()
+    """Return about U V^T of each of ``matrices`` = U S V^T, (K, n, m), in bfloat16 where it is fast.
+
+    By Newton-Schulz iteration.
+    """
+    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT.contiguous() if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

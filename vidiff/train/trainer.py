@@ -20,6 +20,7 @@ from vidiff import checkpoint
 from vidiff.data.order import batch_indices, grouped_batch_indices
 from vidiff.errors import CheckpointError, ConfigError, NumericalError, UserError
 from vidiff.processes import PATIENCE
+from vidiff.tensors import fast_bfloat16
 from vidiff.train.ema import EMA
 from vidiff.train.interrupt import StopRequest, deferred_signals
 from vidiff.train.optim import OptimizerConfig, Optimizers, lr_factor
@@ -111,6 +112,8 @@ class _Run:
             )
         self.micro = config.batch_size // share
         self.log = RunLog(run_dir, stage.name, config.max_steps, config.batch_size, console)
+        if self.accelerator.mixed_precision != config.mixed_precision:
+            self.log.note(f"{stage.name}: this CPU has no instructions for bf16, which float32 replaces")
         self.step = 0
         device = self.accelerator.device
         for model in stage.models.values():
@@ -279,7 +282,8 @@ def _accelerator(config: TrainerConfig) -> "Accelerator":
     # Single frames leave layers along time without a gradient.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     patient = InitProcessGroupKwargs(timeout=PATIENCE)  # one process measures held-out clips, and the others wait
-    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel, patient])
+    precision = config.mixed_precision if fast_bfloat16(device()) else "no"
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[parallel, patient])
 
 
 def _seed(*parts: int) -> int:
