@@ -36,6 +36,7 @@ QUIET = Console(quiet=True)
 SHAPE = (4, 2, 4, 4)
 SMALL = VerifierConfig(dim=32, depth=1, text_dim=32, text_depth=1, num_heads=2)
 WORLD = ToyWorldConfig(clips=6, frames=5, height=16, width=16)
+PICTURES = ToyWorldConfig(clips=5, frames=1, height=16, width=16, seed=1)
 TRAINER = {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 2, "preview_every": 4}
 RECIPE = {
     "name": "judged",
@@ -56,7 +57,12 @@ RECIPE = {
             "backbone": {"kind": "dit", "patch_size": [1, 1, 1], "dim": 32, "depth": 1, "num_heads": 2},
             "trainer": TRAINER,
         },
-        {"kind": "verifier", "verifier": {"dim": 16, "depth": 1, "text_dim": 16, "num_heads": 2}, "trainer": TRAINER},
+        {
+            "kind": "verifier",
+            "pictures": {"kind": "toyworld", "clips": 4, "frames": 1, "height": 16, "width": 16, "seed": 1},
+            "verifier": {"dim": 16, "depth": 1, "text_dim": 16, "num_heads": 2},
+            "trainer": TRAINER,
+        },
     ],
 }
 
@@ -144,7 +150,27 @@ def stage_of(tmp_path, **settings):
     denoiser = Denoiser(Echo(), CosineSchedule(), "x0", Words.dim)
     counts = tuple(len(values) for values in STATEMENTS.values())
     model = VerifierModelConfig(SMALL, SHAPE, counts, text_dim=Words.dim)
-    return VerifierStage(VerifierStageConfig(verifier=SMALL, **settings), model, world, clips, text, denoiser, {})
+    scenes = open_clips(PICTURES)
+    pictures = (scenes, [latents(1, 100 + index)[0, :, :1] for index in range(len(scenes))])
+    config = VerifierStageConfig(**{"verifier": SMALL, "picture_share": 0.0} | settings)
+    return VerifierStage(config, model, world, clips, text, pictures, denoiser, {})
+
+
+def test_some_steps_see_four_times_as_many_pictures(tmp_path):
+    stage, generator = stage_of(tmp_path, picture_share=0.5, noise=0.0), torch.Generator().manual_seed(0)
+    batches = [stage.batch([0, 1], seed) for seed in range(40)]
+    pictures = [batch for batch in batches if batch.text is None]
+    assert 10 < len(pictures) < 30 and all(len(batch.latents) == 8 for batch in pictures)
+    world, known = stage._pictures
+    names = {world.key(index): index for index in range(len(world))}
+    for row, key in enumerate(pictures[0].keys):
+        assert torch.equal(pictures[0].latents[row], known[names[key]])
+        assert pictures[0].shown[row].tolist() == shown(world.scene(names[key]))
+    losses = stage.loss("model", pictures[0], 0, generator)
+    found = stage.verifier.read_latents(pictures[0].latents)
+    expected = -found.gather(-1, pictures[0].shown[..., None]).mean()
+    torch.testing.assert_close(losses["total"], expected)
+    assert "said" not in losses and losses["total"] == losses["pictures"]
 
 
 def test_a_batch_holds_clips_with_a_caption_each_and_their_numbers(tmp_path):
@@ -276,6 +302,7 @@ def test_a_verifier_that_does_not_fit_is_named(model, tmp_path):
         ({"data": {"kind": "clips", "path": "clips"}}, "data"),
         ({"estimated": 2}, "estimated lies in"),
         ({"noise": -1}, "noise is at least 0"),
+        ({"pictures": {"kind": "toyworld", "frames": 5}}, "pictures have one frame, got 5"),
     ],
 )
 def test_a_verifier_stage_that_makes_no_sense_is_refused(change, message):

@@ -129,6 +129,7 @@ def generate(
         note: hears about decoding in smaller pieces.
 
     Raises:
+        ConfigError: if candidates are wanted, and the model has nothing to choose with.
         NumericalError: if what was sampled or decoded is not finite or shows nothing.
         ResourceError: if memory or disk run out; latents already sampled stay in the run folders.
     """
@@ -148,8 +149,10 @@ def generate(
 def _sampled(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: OnStep) -> Tensor:
     """Return the base's latents (B, C, f, h, w), of each clip the best candidate."""
     count = settings.sampling.candidates
-    if count == 1 or pipeline.verifier is None:
+    if count == 1:
         return _drawn(pipeline, jobs, settings, on_step)
+    if pipeline.verifier is None:
+        raise ConfigError(f"candidates: {count}, but this model has no verifier to choose with")
     kept = []
     for number, job in enumerate(jobs):  # those of one clip together, whatever is made beside it
 

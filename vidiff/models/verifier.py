@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vidiff.errors import ConfigError
 from vidiff.models.attention import Attention, check_head_width
@@ -28,7 +29,7 @@ class VerifierConfig:
 
     kind: Literal["verifier"] = "verifier"
     dim: int = 128  # of what reads latents
-    depth: int = 3
+    depth: int = 2
     text_dim: int = 64  # of what reads captions
     text_depth: int = 1
     num_heads: int = 4
@@ -82,8 +83,13 @@ class Verifier(nn.Module):
         super().__init__()
         self.shape = shape
         channels, frames, height, width = shape
-        # Places come in fours: objects are larger than one, and a quarter of the tokens is a quarter of the time.
-        self.conv = nn.Conv2d(channels, config.dim, 3, stride=2, padding=1)
+        # Shapes are told from what is near, so convolutions come first; then four places are one token: objects are
+        # larger, and a quarter of the tokens takes a quarter of the time.
+        self.convs = nn.ModuleList(
+            nn.Conv2d(dim_in, config.dim, 3, stride=stride, padding=1)
+            for dim_in, stride in ((channels, 1), (config.dim, 2))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in self.convs)
         sizes = (frames, -(-height // 2), -(-width // 2))
         # Learned: sines turn too slowly to tell so few places from one another.
         self.places = nn.ParameterList(0.3 * torch.randn(size, config.dim) for size in sizes)
@@ -96,15 +102,20 @@ class Verifier(nn.Module):
     def read_latents(self, latents: Tensor) -> Tensor:
         """Return log-probabilities of what normalized latents (B, C, f, h, w) show, (B, Q, V + 1), float32.
 
+        Of a clip that is cut short the first frames are read.
+
         Raises:
             ConfigError: if the latents are of another size than the network reads.
         """
-        if tuple(latents.shape[1:]) != self.shape:
+        channels, length, *size = self.shape
+        if tuple(latents.shape[1:]) not in {(channels, f, *size) for f in range(1, length + 1)}:
             raise ConfigError(f"the verifier reads latents of {self.shape}, got {tuple(latents.shape[1:])}")
-        x = self.conv(rearrange(latents, "b c f h w -> (b f) c h w"))
+        x = rearrange(latents, "b c f h w -> (b f) h w c")  # channels last in memory, where norms move no data
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
         frames, rows, columns = self.places
-        places = (frames[:, None, None] + rows[:, None] + columns).flatten(0, 2)
-        tokens = rearrange(x, "(b f) d h w -> b (f h w) d", b=len(latents)) + places.to(x.dtype)
+        places = (frames[: latents.shape[2], None, None] + rows[:, None] + columns).flatten(0, 2)
+        tokens = rearrange(x, "(b f) h w d -> b (f h w) d", b=len(latents)) + places.to(x.dtype)
         for block in self.blocks:
             tokens = block(tokens)
         return self.shown(tokens)

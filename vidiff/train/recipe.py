@@ -182,7 +182,7 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                 case EvaluatorStageConfig():
                     _train_evaluator(stage, recipe, data, run_dir, console, identity)
                 case VerifierStageConfig():
-                    _train_verifier(stage, recipe, data[0], run_dir, console, identity)
+                    _train_verifier(stage, recipe, data, run_dir, console, identity)
             write_text(done, json.dumps(record, indent=1))
         return assembled(recipe, run_dir, dtype)
 
@@ -192,6 +192,8 @@ def _sources(stage: StageConfig, recipe: Recipe) -> dict[ClipsConfig, str]:
     sources = {stage.data or recipe.data: "" if stage.data is None else f"-{stage.name}"}
     if isinstance(stage, EvaluatorStageConfig) and stage.also is not None:
         sources.setdefault(stage.also, f"-{stage.name}-also")
+    if isinstance(stage, VerifierStageConfig) and stage.pictures is not None:
+        sources[stage.pictures] = f"-{stage.name}-pictures"
     return sources
 
 
@@ -340,24 +342,25 @@ def _train_evaluator(
 def _train_verifier(
     stage_config: VerifierStageConfig,
     recipe: Recipe,
-    source: Clips,
+    sources: list[Clips],
     run_dir: Path,
     console: Console,
     identity: dict[str, Any],
 ) -> None:
-    assert isinstance(source, ToyWorld)
+    worlds = [source for source in sources if isinstance(source, ToyWorld)]
     judged = next(stage for stage in recipe.stages if stage.name == stage_config.judges)
     assert isinstance(judged, DenoiserStageConfig)
     autoencoder, export = trained_autoencoder(judged, run_dir).to(device()), run_dir / judged.name / "export"
     denoiser = load_denoiser(export, read_config(ModelConfig, export), autoencoder.latents).to(device())
     encoder, cache = build_text_encoder(recipe.text, device()), run_dir / "cache"
     hashed = model_hash(run_dir / judged.autoencoder / "export")
-    latents = cached_latents(cache, autoencoder, hashed, source, console)
-    text = cached_text(cache, encoder, encoder.fingerprint, source, console)
-    c, f, h, w = latents[0].shape
+    latents = [cached_latents(cache, autoencoder, hashed, world, console) for world in worlds]
+    text = cached_text(cache, encoder, encoder.fingerprint, worlds[0], console)
+    c, f, h, w = latents[0][0].shape
     counts = tuple(len(values) for values in STATEMENTS.values())
     model_config = VerifierModelConfig(stage_config.verifier, (c, f, h, w), counts, recipe.text, encoder.dim)
-    stage = VerifierStage(stage_config, model_config, source, latents, text, denoiser, identity)
+    pictures = (worlds[1], latents[1]) if len(worlds) > 1 else None
+    stage = VerifierStage(stage_config, model_config, worlds[0], latents[0], text, pictures, denoiser, identity)
     ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
     save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
 

@@ -19,6 +19,8 @@ from vidiff.train.cache import CachedText
 from vidiff.train.trainer import TrainerConfig
 from vidiff.types import Batch, Conditioning
 
+_PICTURES = 4  # a step, for each clip of another step
+
 
 @dataclass(frozen=True)
 class VerifierStageConfig:
@@ -29,13 +31,17 @@ class VerifierStageConfig:
     judges: str = "video"  # an earlier stage
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     data: ToyWorldConfig | None = None  # the stage's own clips; None: the recipe's
+    pictures: ToyWorldConfig | None = None  # scenes of one frame, which cost far less; None: there are none
+    picture_share: float = 0.5  # of the steps, that see four times as many of them as the others see clips
     estimated: float = 0.25  # share of clips that are seen as the denoiser makes them out of noise,
     t_max: float = 0.9  # from a time up to this one
     noise: float = 0.5  # the others get noise of a deviation up to this one
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("estimated", "t_max"):
+        if self.pictures is not None and self.pictures.frames != 1:
+            raise ConfigError(f"pictures have one frame, got {self.pictures.frames}")
+        for name in ("picture_share", "estimated", "t_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} lies in [0, 1], got {getattr(self, name)}")
         if not self.noise >= 0:
@@ -54,6 +60,7 @@ class VerifierStage:
         data: ToyWorld,
         latents: list[Tensor],
         text: CachedText,
+        pictures: tuple[ToyWorld, list[Tensor]] | None,
         denoiser: Denoiser,
         identity: dict[str, Any],
     ):
@@ -65,11 +72,13 @@ class VerifierStage:
             data: the scenes.
             latents: of their clips, each (C, f, h, w).
             text: states of all their captions.
+            pictures: more scenes with their latents, each (C, 1, h, w).
             denoiser: whose clips will be judged; on the device where training runs.
             identity: see `vidiff.train.stage.Stage`.
         """
         self.config, self.data, self.latents, self.text, self.identity = config, data, latents, text, identity
         self.name, self.size = config.name, len(data)
+        self._pictures = pictures
         self._denoiser = denoiser.eval().requires_grad_(False)
         self._numbers: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
@@ -78,8 +87,16 @@ class VerifierStage:
         self.models: dict[str, nn.Module] = {"model": self.verifier}
 
     def batch(self, indices: list[int], seed: int) -> Batch:
-        """Return clips with a caption each."""
+        """Return clips with a caption each, or pictures without."""
         rng = np.random.default_rng(seed)
+        if self._pictures is not None and rng.random() < self.config.picture_share:
+            world, latents = self._pictures
+            drawn = rng.integers(len(world), size=_PICTURES * len(indices)).tolist()
+            return Batch(
+                [world.key(index) for index in drawn],
+                latents=torch.stack([latents[index] for index in drawn]).float(),
+                shown=torch.tensor([shown(world.scene(index)) for index in drawn]),
+            )
         chosen = [int(rng.integers(len(self.text.of_clip(index)))) for index in indices]
         captions = [self.text.of_clip(index)[number] for index, number in zip(indices, chosen, strict=True)]
         numbers = [self._numbered(index) for index in indices]
@@ -93,27 +110,24 @@ class VerifierStage:
         )
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        assert batch.text is not None and batch.shown is not None and batch.said is not None
-        seen = self.verifier.read_latents(self._seen(batch, generator))
-        told = self.verifier.read_text(batch.text)
-        losses = {"shown": _nll(seen, batch.shown), "said": _nll(told, batch.said)}
-        nothing = self.verifier.shown.counts
-        right = {
-            f"{name}_right": (found.argmax(-1) == wanted)[batch.said < nothing].float().mean()
-            for name, found, wanted in (("shown", seen, batch.shown), ("said", told, batch.said))
-        }
-        return {"total": losses["shown"] + losses["said"], **losses, **right}
+        assert batch.shown is not None
+        found = self.verifier.read_latents(self._seen(batch, generator))
+        if batch.text is None or batch.said is None:
+            losses = _losses("pictures", found, batch.shown)
+            return {"total": losses["pictures"], **losses}
+        losses = _losses("shown", found, batch.shown) | _losses("said", self.verifier.read_text(batch.text), batch.said)
+        return {"total": losses["shown"] + losses["said"], **losses}
 
     @torch.no_grad()
     def _seen(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return what the verifier is shown: the denoiser's estimates of some clips, the others with noise on them."""
-        assert batch.latents is not None and batch.text is not None
+        assert batch.latents is not None
         x_0, device = batch.latents, generator.device
         deviations = self.config.noise * torch.rand(len(x_0), generator=generator, device=device)
         eps = torch.randn(x_0.shape, generator=generator, device=device)
         seen = x_0 + expand_as(deviations, x_0) * eps
         count = round(self.config.estimated * len(x_0))
-        if count:
+        if count and batch.text is not None:
             t = self.config.t_max * torch.rand(count, generator=generator, device=device)
             # Half of them under another clip's caption: what words alone have drawn must not pass for what is there.
             own = torch.arange(count, device=device)
@@ -137,6 +151,8 @@ class VerifierStage:
         """Nothing is left to do: the moving average is what ships."""
 
 
-def _nll(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of answers (B, Q) under log-probabilities (B, Q, V + 1)."""
-    return -found.gather(-1, wanted[..., None]).mean()
+def _losses(name: str, found: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """Return the mean negative log-likelihood of answers (B, Q) under log-probabilities (B, Q, V + 1), and how often
+    the likeliest is right."""
+    right = (found.argmax(-1) == wanted).float().mean()
+    return {name: -found.gather(-1, wanted[..., None]).mean(), f"{name}_right": right}
