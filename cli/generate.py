@@ -149,7 +149,8 @@ def generate(
         pipeline, loras = _load(model, device, dtype, download, lora or [], room)
         sampling = sampled(pipeline.config)
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
-        settled = resolved(pipeline, shared.sampling, shared.size, planned, candidates)
+        drawn = all(job.noise is None and job.arc is None for job in planned)
+        settled = resolved(pipeline, shared.sampling, shared.size, candidates, drawn)
         shared = replace(
             shared, sampling=settled, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras
         )

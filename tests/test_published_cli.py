@@ -2,20 +2,18 @@
 
 import json
 import sys
-from collections import namedtuple
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.command import in_process
 from tests.damaged import add, drop, edited, pickled, spoil, weights_of, widen
 from tests.published import image_to_video, stirred, text_to_video
-from vidiff.cli.main import main
 from vidiff.data.metadata import read_metadata
-from vidiff.errors import ConfigError
 
-Done = namedtuple("Done", "returncode stdout stderr")
 PROMPT = "a red ball rolls right"
 SIZE = ("--size", "48x32", "--frames", "5", "--steps", "2", "--upscale", "1")
 
@@ -29,18 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def vidiff(monkeypatch, capsys, tmp_path):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vidiff", *map(str, arguments)])
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as stopped:
-            return Done(stopped.code or 0, *capsys.readouterr())
-        return Done(0, *capsys.readouterr())
-
-    return run
+    return partial(in_process, monkeypatch, capsys, tmp_path)
 
 
 def test_generate_shows_what_the_reference_shows(vidiff, folder, tmp_path):
@@ -179,72 +166,6 @@ def test_a_picture_that_is_given_is_planned(vidiff, tmp_path):
     for extra, planned in (((), False), (("--image", "a.png"), True)):
         made = vidiff(*arguments, *extra)
         assert made.returncode == 0 and ("encode pictures: peak" in made.stderr) == planned, made.stderr
-
-
-SKIP = ("--set", "guidance.skip.scale=2", "--set", "guidance.skip.layers=[1]")
-PERPENDICULAR = ("--set", "guidance.perpendicular=0.5", "--negative", "a cat")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "options", "samples"),
-    [
-        ("a", (), 2),
-        ("a", ("--guidance", "1"), 1),
-        ("a", PERPENDICULAR, 3),
-        ("a", ("--set", "guidance.perpendicular=0.5"), 2),
-        ("a", SKIP, 3),
-        ("a | b | c", ("--travel", "blend"), 4),
-        ("a | b | c", ("--travel", "time"), 2),
-        ("a | b | c", ("--travel", "time", "--batch", "2"), 4),
-        ("a | b | c", ("--travel", "blend", *SKIP, *PERPENDICULAR), 8),
-    ],
-)
-def test_the_plan_counts_all_samples_of_a_call(vidiff, folder, monkeypatch, prompt, options, samples):
-    planned = []
-
-    def plan(*_, **task):
-        planned.append(task["samples"])
-        raise ConfigError("only planned")
-
-    monkeypatch.setattr("vidiff.memory.plan", plan)
-    done = vidiff("generate", prompt, "--model", folder, *SIZE, "--memory", "8", *options, "-o", "x.mp4")
-    assert planned == [samples], done.stderr
-
-
-def test_models_that_invert_or_are_evaluated_are_planned_as_they_work(vidiff, folder, tmp_path, monkeypatch):
-    planned = []
-
-    def plan(*_, **task):
-        planned.append({name: task[name] for name in ("budget", "clips", "samples", "dtype", "weights", "clip")})
-        raise ConfigError("only planned")
-
-    monkeypatch.setattr("vidiff.memory.plan", plan)
-    (tmp_path / "p.txt").write_text(PROMPT)
-    model = ("--model", folder, "--memory", "8")
-    measured = ("evaluate", "--prompts", "p.txt", "--metrics", "motion", "--batch", "3")
-    for arguments in (("invert", "clip.mp4", "--prompt", PROMPT), measured):
-        done = vidiff(*arguments, *model)
-        assert done.returncode == 2 and "only planned" in done.stderr, done.stderr
-    full = {"budget": 8.0, "dtype": torch.float32}
-    assert planned == [
-        full | {"clips": 1, "samples": 1, "weights": ("full",), "clip": True},
-        full | {"clips": 3, "samples": 2, "weights": None, "clip": False},
-    ]
-    for arguments, word in (
-        ((*measured, "--model", "sprites", "--memory", "8"), "--memory is for published models"),
-        ((*measured, *model, "--metrics", "likelihood"), "leave out --memory"),
-    ):
-        done = vidiff(*arguments)
-        assert done.returncode == 2 and word in done.stderr, done.stderr
-
-
-def test_a_clip_that_is_made_again_is_planned_as_it_was_made(vidiff, folder, monkeypatch):
-    made = vidiff("generate", PROMPT, "--model", folder, *SIZE, *PERPENDICULAR, "-o", "clip.mp4")
-    assert made.returncode == 0, made.stderr
-    planned = []
-    monkeypatch.setattr("vidiff.cli.placing.strategy_for", lambda *_, samples, **task: planned.append(samples(None)))
-    assert vidiff("reproduce", "clip.mp4").returncode == 0
-    assert planned == [3]
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])

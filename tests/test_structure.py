@@ -26,7 +26,7 @@ LAYERS = [
     {"converting", "refining", "memory", "memory_table"},
     {"placement"},
     {"pipeline"},
-    {"inverting", "sizes", "adapting"},
+    {"inverting", "sizes", "adapting", "candidates"},
     {"generation"},
     {"upscaling", "evaluation"},
     {"cli", "__main__"},
@@ -93,11 +93,13 @@ def test_every_shipped_yaml_is_reachable_and_builds():
     from vidiff.models.autoencoder import VideoVAE
     from vidiff.models.build import build_backbone
     from vidiff.models.evaluator import Evaluator
+    from vidiff.models.verifier import Verifier
     from vidiff.train.autoencoder_stage import AutoencoderStageConfig
     from vidiff.train.denoiser_stage import DenoiserStageConfig
     from vidiff.train.distillation_stage import teacher_folder
     from vidiff.train.evaluator_stage import EvaluatorStageConfig
     from vidiff.train.recipe import Recipe
+    from vidiff.train.verifier_stage import VerifierStageConfig
 
     assert resources.recipes().keys() == {p.stem for p in (ROOT / "recipes").glob("*.yaml")}
     for path in resources.recipes().values():
@@ -111,6 +113,8 @@ def test_every_shipped_yaml_is_reachable_and_builds():
                     build_backbone(stage.backbone, latents, 384)
                 elif isinstance(stage, EvaluatorStageConfig):
                     Evaluator(stage.evaluator, 384)
+                elif isinstance(stage, VerifierStageConfig):
+                    Verifier(stage.verifier, (latents.channels, 5, 8, 8), (2, 3), 384)
                 else:
                     assert teacher_folder(stage.teacher).is_dir()
         if latents is not None:

@@ -2,15 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from tests.command import in_process
 from tests.test_generation import Words
 from vidiff import config
 from vidiff.candidates import candidate_seeds, resolved, scores
@@ -231,21 +231,21 @@ def model(tmp_path_factory):
 PROMPT = "a red ball rolls left on sand"
 
 
-def vidiff(*arguments):
-    command = [sys.executable, "-m", "vidiff", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def vidiff(monkeypatch, capsys, tmp_path):
+    return partial(in_process, monkeypatch, capsys, tmp_path)
 
 
-def made(model, tmp_path, *options):
+def made(vidiff, model, tmp_path, *options):
     done = vidiff("generate", PROMPT, "-o", tmp_path / "a.mp4", "--model", model, "--seed", 5, *options)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / ".vidiff").iterdir()
     return read_run(folder)
 
 
-def test_generate_keeps_the_candidate_that_the_verifier_likes_best(model, tmp_path):
+def test_generate_keeps_the_candidate_that_the_verifier_likes_best(vidiff, model, tmp_path):
     pipeline = load(model)
-    recipe, kept = made(model, tmp_path, "--candidates", "4")
+    recipe, kept = made(vidiff, model, tmp_path, "--candidates", "4")
     assert recipe["sampling"]["candidates"] == 4 and recipe["seed"] == 5
     tried = pipeline.sample([PROMPT] * 4, candidate_seeds(5, 4), pipeline.config.size, pipeline.config.sampling)
     found = scores(pipeline.verifier, tried, pipeline.text([PROMPT]))
@@ -253,8 +253,8 @@ def test_generate_keeps_the_candidate_that_the_verifier_likes_best(model, tmp_pa
     assert found.unique().numel() == 4
 
 
-def test_the_model_says_how_many_there_are_and_reproduce_tries_them_again(model, tmp_path):
-    recipe, _ = made(model, tmp_path)
+def test_the_model_says_how_many_there_are_and_reproduce_tries_them_again(vidiff, model, tmp_path):
+    recipe, _ = made(vidiff, model, tmp_path)
     assert recipe["sampling"]["candidates"] == 3
     again = vidiff("reproduce", tmp_path / "a.mp4", "--json")
     assert again.returncode == 0 and json.loads(again.stdout)["same_frames"] is True
@@ -263,10 +263,11 @@ def test_the_model_says_how_many_there_are_and_reproduce_tries_them_again(model,
 def test_where_there_is_nothing_to_choose_one_is_made(model):
     pipeline = load(model)
     own, sampling = pipeline.config.size, pipeline.config.sampling
-    assert resolved(pipeline, sampling, own, []).candidates == 3
-    assert resolved(pipeline, sampling, own, [], asked=2).candidates == 2
-    assert resolved(pipeline, sampling, Size(9, 16, 16, 6), []).candidates == 1
-    assert resolved(replace(pipeline, verifier=None), sampling, own, []).candidates == 1
+    assert resolved(pipeline, sampling, own).candidates == 3
+    assert resolved(pipeline, sampling, own, asked=2).candidates == 2
+    assert resolved(pipeline, sampling, Size(9, 16, 16, 6)).candidates == 1
+    assert resolved(pipeline, sampling, own, drawn=False).candidates == 1
+    assert resolved(replace(pipeline, verifier=None), sampling, own).candidates == 1
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_where_there_is_nothing_to_choose_one_is_made(model):
         (("--model", "sprites"), "this model has no verifier"),
     ],
 )
-def test_candidates_that_cannot_be_judged_are_refused_in_one_line(model, tmp_path, options, message):
+def test_candidates_that_cannot_be_judged_are_refused_in_one_line(vidiff, model, tmp_path, options, message):
     out = tmp_path / ("a" if "--num" in options else "a.mp4")
     done = vidiff("generate", PROMPT, "-o", out, "--model", model, "--candidates", 2, *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr

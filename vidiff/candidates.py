@@ -4,22 +4,17 @@ Noise decides what a prompt leaves open, and some of what it does not. To draw s
 plainest search there is at inference (Ma et al., 2025, "random search"): it costs as many times the base's sampling.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vidiff.errors import ConfigError
+from vidiff.model_folder import SamplingConfig
 from vidiff.models.verifier import Verifier
+from vidiff.pipeline import Pipeline
 from vidiff.sampling.noise import stage_seed
 from vidiff.types import Size, TextEmbedding
-
-if TYPE_CHECKING:
-    from vidiff.generation import Job
-    from vidiff.model_folder import SamplingConfig
-    from vidiff.pipeline import Pipeline
 
 _FIRST = 1000  # further candidates' seeds are those of stages from here on, which no cascade has
 
@@ -46,21 +41,21 @@ def scores(verifier: Verifier, latents: Tensor, text: TextEmbedding) -> Tensor:
 
 
 def resolved(
-    pipeline: "Pipeline", sampling: "SamplingConfig", size: Size, jobs: "Sequence[Job]", asked: int | None = None
-) -> "SamplingConfig":
+    pipeline: Pipeline, sampling: SamplingConfig, size: Size, asked: int | None = None, drawn: bool = True
+) -> SamplingConfig:
     """Return ``sampling`` with as many candidates as are asked for, or as many as the model has where they make sense.
 
     Args:
         pipeline: the model.
         sampling: as it is without.
         size: of the base's clips.
-        jobs: what is to be made.
         asked: how many the user wants; None leaves it to the model.
+        drawn: whether the noise that clips start from is drawn from their seeds.
 
     Raises:
         ConfigError: if several are asked for where there is nothing to choose, or nothing to choose with.
     """
-    problem = _problem(pipeline, size, jobs)
+    problem = _problem(pipeline, size, drawn)
     if problem is None:
         return sampling if asked is None else replace(sampling, candidates=asked)
     if asked is not None and asked > 1:
@@ -68,7 +63,7 @@ def resolved(
     return replace(sampling, candidates=1)
 
 
-def _problem(pipeline: "Pipeline", size: Size, jobs: "Sequence[Job]") -> str | None:
+def _problem(pipeline: Pipeline, size: Size, drawn: bool) -> str | None:
     if pipeline.verifier is None:
         return "this model has no verifier to choose with; --num makes several clips to choose from"
     if pipeline.autoencoder.latents.shape(size.frames, size.height, size.width) != pipeline.verifier.shape:
@@ -77,6 +72,6 @@ def _problem(pipeline: "Pipeline", size: Size, jobs: "Sequence[Job]") -> str | N
             f"the verifier reads clips of {own.frames} frames at {own.width}x{own.height}, not of {size.frames} at "
             f"{size.width}x{size.height}"
         )
-    if any(job.noise is not None or job.arc is not None for job in jobs):
+    if not drawn:
         return "the noise of these clips is given, so there is nothing to choose"
     return None

@@ -126,7 +126,7 @@ def generated_by(
     """
     jobs = _jobs(pipeline, name, prompts, options)
     size, count = pipeline.config.size, _stage_count(pipeline, options)
-    common = (name, size, resolved(pipeline, pipeline.config.sampling, size, jobs), format_of(Path("x.mp4")), 1)
+    common = (name, size, resolved(pipeline, pipeline.config.sampling, size), format_of(Path("x.mp4")), 1)
     settings = Settings(*common, dtype=pipeline.config.dtype, device=str(pipeline.device), stages=count)
     waiting = [job for job in jobs if not is_finished(job, recipe_of(pipeline, job, settings))]
     if len(waiting) < len(jobs):

@@ -282,7 +282,9 @@ def _accelerator(config: TrainerConfig) -> "Accelerator":
     # Single frames leave layers along time without a gradient.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     patient = InitProcessGroupKwargs(timeout=PATIENCE)  # one process measures held-out clips, and the others wait
-    precision = config.mixed_precision if fast_bfloat16(device()) else "no"
+    precision = config.mixed_precision
+    if precision == "bf16" and not fast_bfloat16(device()):
+        precision = "no"
     return Accelerator(mixed_precision=precision, kwargs_handlers=[parallel, patient])
 
 
