@@ -305,6 +305,7 @@ def test_a_verifier_that_does_not_fit_is_named(model, tmp_path):
         ({"estimated": 2}, "estimated lies in"),
         ({"noise": -1}, "noise is at least 0"),
         ({"pictures": {"kind": "toyworld", "frames": 5}}, "pictures have one frame, got 5"),
+        ({"pictures": {"kind": "toyworld", "frames": 1}}, "pictures are as large as its clips, 16x16"),
     ],
 )
 def test_a_verifier_stage_that_makes_no_sense_is_refused(change, message):

@@ -111,6 +111,9 @@ def _check_judged(stage: VerifierStageConfig, earlier: dict[str, StageConfig], d
         raise ConfigError(f"stage {stage.name} needs an earlier stage {stage.judges!r} that denoises latents.{hint}")
     if not isinstance(data, ToyWorldConfig):
         raise ConfigError(f"stage {stage.name} learns from scenes of the toy world; set data: {{kind: toyworld, ...}}")
+    size, pictures = (data.height, data.width), stage.pictures or data
+    if (pictures.height, pictures.width) != size:
+        raise ConfigError(f"stage {stage.name}: pictures are as large as its clips, {data.width}x{data.height}")
 
 
 def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig]) -> None:
