@@ -5,7 +5,9 @@ import re
 
 import torch
 
+from vidiff.cli.output import warn
 from vidiff.errors import ConfigError, did_you_mean
+from vidiff.tensors import fast_bfloat16
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,8 +33,14 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
-def checked_dtype(name: str) -> str:
-    """Return ``name`` if it is a dtype that networks run in; raise a ConfigError if not."""
+def checked_dtype(name: str, device: torch.device | None = None) -> str:
+    """Return ``name`` if it is a dtype that networks run in, and warn if it is none that ``device`` is made for.
+
+    Raises:
+        ConfigError: if there is no such dtype.
+    """
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}.{did_you_mean(name, DTYPES)} Use one of {', '.join(DTYPES)}.")
+    if name == "bfloat16" and device is not None and not fast_bfloat16(device):
+        warn("this CPU has no instructions for bfloat16 and takes up to 100 times as long; try --dtype float32")
     return name

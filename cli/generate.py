@@ -316,7 +316,7 @@ def _settings(
         sampling=pipeline.config.sized(sampling, resolved),
         format=format_of(jobs[0].output, format),
         upscale=visible if upscale is None else upscale,
-        dtype=checked_dtype(dtype or pipeline.config.dtype),
+        dtype=checked_dtype(dtype or pipeline.config.dtype, pipeline.device),
         device=str(pipeline.device),
         stages=count,
     )

@@ -199,6 +199,15 @@ def vidiff(monkeypatch, capsys, tmp_path):
 
 
 @needs_minilm
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "bfloat16"), (False, "float32")])
+def test_a_type_that_takes_forever_is_warned_of(vidiff, model, tmp_path, monkeypatch, fast, dtype):
+    monkeypatch.setattr("vidiff.cli.devices.fast_bfloat16", lambda device: fast)
+    made = vidiff("generate", "an orc", "--model", model, "-o", tmp_path / "orc.mp4", "--dtype", dtype)
+    assert made.returncode == 0, made.stderr
+    assert ("try --dtype float32" in made.stderr) is (not fast and dtype == "bfloat16")
+
+
+@needs_minilm
 def test_generate_then_reproduce_then_decode(vidiff, model, tmp_path):
     made = vidiff("generate", "an orc", "--model", model, "-o", tmp_path / "orc.mp4", "--seed", 3, "--json")
     assert made.returncode == 0, made.stderr
