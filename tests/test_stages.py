@@ -371,12 +371,12 @@ def test_recipes_that_cannot_work_are_refused_before_anything_is_read(change, wo
 
 
 def test_a_run_says_what_became_of_every_clip(tmp_path):
-    from vidiff.train.recipe import _opened
+    from vidiff.train.stage_runs import open_source
 
     write_folder(tmp_path / "clips", 2)
     (tmp_path / "clips" / "bad.mp4").write_bytes(b"no clip")
     (tmp_path / "clips" / "bad.txt").write_text("words")
-    _opened(DataConfig(tmp_path / "clips", frames=9, height=32, width=32), tmp_path / "run", "", QUIET)
+    open_source(DataConfig(tmp_path / "clips", frames=9, height=32, width=32), tmp_path / "run", "", QUIET)
     fates = json.loads((tmp_path / "run" / "data.json").read_text())
     assert (fates["total"], fates["used"]) == (3, 2)
     assert "bad.mp4" in (tmp_path / "run" / "skipped.jsonl").read_text()

@@ -22,7 +22,7 @@ LAYERS = [
     {"diffusion", "models", "text", "data"},
     {"interop", "sampling"},
     {"model_folder"},
-    {"decoding", "train", "metrics", "diffusers_folder", "starting", "hub"},
+    {"decoding", "train", "metrics", "diffusers_folder", "starting", "planning", "hub"},
     {"converting", "refining", "memory", "memory_table"},
     {"placement"},
     {"pipeline"},
@@ -92,11 +92,14 @@ def test_every_shipped_yaml_is_reachable_and_builds():
     from vidiff import config
     from vidiff.models.autoencoder import VideoVAE
     from vidiff.models.build import build_backbone
+    from vidiff.models.drafter import Drafter
     from vidiff.models.evaluator import Evaluator
+    from vidiff.models.plans import PlanCodec
     from vidiff.models.verifier import Verifier
     from vidiff.train.autoencoder_stage import AutoencoderStageConfig
     from vidiff.train.denoiser_stage import DenoiserStageConfig
     from vidiff.train.distillation_stage import teacher_folder
+    from vidiff.train.drafter_stage import DrafterStageConfig
     from vidiff.train.evaluator_stage import EvaluatorStageConfig
     from vidiff.train.recipe import Recipe
     from vidiff.train.verifier_stage import VerifierStageConfig
@@ -109,6 +112,10 @@ def test_every_shipped_yaml_is_reachable_and_builds():
             for stage in recipe.stages:
                 if isinstance(stage, AutoencoderStageConfig):
                     latents = VideoVAE(stage.autoencoder).latents
+                elif isinstance(stage, DrafterStageConfig):
+                    Drafter(stage.drafter, stage.plans)
+                elif isinstance(stage, DenoiserStageConfig) and stage.makes_plans is not None:
+                    build_backbone(stage.backbone, PlanCodec(stage.makes_plans).latents, 384)
                 elif isinstance(stage, DenoiserStageConfig):
                     build_backbone(stage.backbone, latents, 384)
                 elif isinstance(stage, EvaluatorStageConfig):

@@ -13,7 +13,7 @@ from vidiff.model_folder import ModelConfig
 from vidiff.models.build import build_backbone
 from vidiff.models.dit import DiTConfig
 from vidiff.models.two_level import TwoLevelDiT, TwoLevelDiTConfig
-from vidiff.train.recipe import start_from
+from vidiff.train.stage_runs import start_from
 from vidiff.types import Conditioning, LatentSpec, TextEmbedding
 
 COARSE = DiTConfig(patch_size=(1, 2, 2), dim=24, depth=2, num_heads=2, pooled_text=True, input_skip=True)

@@ -64,6 +64,12 @@ class Job:
     noise: NoiseFile | None = None  # in place of the first draw of the seed
     picture: PictureFile | None = None  # that the clip starts from
 
+    @property
+    def plain(self) -> bool:
+        """Whether the clip follows from one prompt and one seed alone, so that it may begin from a draft."""
+        told = (self.travel, self.arc, self.noise, self.picture)
+        return bool(self.prompt) and all(one is None for one in told)
+
     def seed_of(self, stage: int) -> int:
         """Return the seed of a super-resolution stage: its own until the end of an arc, where it is the other one."""
         seed = self.seed
@@ -168,6 +174,11 @@ def _sampled(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: O
 
 def _drawn(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: OnStep) -> Tensor:
     """Return latents (B, C, f, h, w), one clip for each job."""
+    drafted = [_is_drafted(pipeline, job, settings) for job in jobs]
+    if len(set(drafted)) > 1:  # these take other steps than those
+        parts = {way: [job for job, own in zip(jobs, drafted, strict=True) if own is way] for way in (True, False)}
+        made = {way: iter(_drawn(pipeline, part, settings, on_step)) for way, part in parts.items()}
+        return torch.stack([next(made[way]) for way in drafted])
     return pipeline.sample(
         [job.prompt for job in jobs],
         [job.seed for job in jobs],
@@ -179,9 +190,14 @@ def _drawn(pipeline: Pipeline, jobs: list[Job], settings: Settings, on_step: OnS
         noise=[None if job.noise is None else job.noise.read().noise for job in jobs],
         noise_from=settings.noise_from,
         pictures=None if jobs[0].picture is None else [job.picture.read() for job in jobs if job.picture],
+        drafted=drafted[0],
         dtype=getattr(torch, settings.dtype),
         on_step=on_step,
     )
+
+
+def _is_drafted(pipeline: Pipeline, job: Job, settings: Settings) -> bool:
+    return job.plain and settings.noise_from == "vidiff" and pipeline.can_draft(settings.size, settings.sampling)
 
 
 def _finished(
@@ -237,7 +253,7 @@ def recipe_of(pipeline: Pipeline, job: Job, settings: Settings) -> dict[str, Any
         "model_hash": pipeline.hash,
         "loras": [asdict(one) | {"path": str(one.path)} for one in settings.loras],
         "sampling": config.to_dict(settings.sampling) | {"negative": job.negative},
-        "times": pipeline.times(settings.size, settings.sampling).tolist(),
+        "times": pipeline.times(settings.size, settings.sampling, _is_drafted(pipeline, job, settings)).tolist(),
         "size": asdict(settings.size),
         "stages": [refiner.name for refiner in pipeline.refiners[: settings.stages]],
         "fps": final_size(pipeline, settings.size, settings.stages).fps,

@@ -2,6 +2,8 @@
 
 config.yaml  model.safetensors                 denoiser: backbone, schedule, text encoder, sampling defaults
 autoencoder/config.yaml  model.safetensors     video autoencoder with its latent statistics
+planner/config.yaml  model.safetensors         denoiser of plans, if there is one,
+drafter/config.yaml  model.safetensors         and what draws them
 verifier/config.yaml  model.safetensors        what picks among candidates, if there is one
 """
 
@@ -21,7 +23,9 @@ from vidiff.errors import CheckpointError, ConfigError, did_you_mean
 from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.build import Autoencoder, BackboneConfig, build_backbone, check_skippable
 from vidiff.models.dit import DiTConfig
+from vidiff.models.drafter import Drafter, DrafterConfig
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
+from vidiff.models.plans import PlanConfig
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.models.verifier import Verifier, VerifierConfig
 from vidiff.refinement import Refinement
@@ -30,7 +34,7 @@ from vidiff.sampling.times import FlowSpacing, ListedSpacing, Spacing, UniformSp
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.types import LatentSpec, Size
 
-AUTOENCODER, VERIFIER = "autoencoder", "verifier"
+AUTOENCODER, PLANNER, DRAFTER, VERIFIER = "autoencoder", "planner", "drafter", "verifier"
 
 Pictures = Literal["none", "concat", "known"]
 
@@ -48,6 +52,7 @@ class SamplingConfig:
     temperature: float = 1.0  # times all noise, the first and what solvers add; below 1 clips are more alike
     told_steps: int = 0  # networks are told times rounded down to 1 / told_steps, as published flow models; 0: exactly
     candidates: int = 1  # sampled for each clip that is kept, see `vidiff.candidates`
+    draft_t: float = 1.0  # time at which a clip begins, as the model's draft under noise; 1: from noise alone
     last_t: float = 0.0  # time of the last evaluation, whose estimate of x_0 is the result; 0: one even step before 0
 
     def __post_init__(self) -> None:
@@ -60,12 +65,18 @@ class SamplingConfig:
             raise ConfigError(f"temperature is at least 0, got {self.temperature}")
         if not 0 <= self.last_t < 1:
             raise ConfigError(f"last_t is a time in [0, 1), got {self.last_t}")
+        if not self.last_t < self.draft_t <= 1:
+            raise ConfigError(f"draft_t is a time above last_t ({self.last_t:g}) and up to 1, got {self.draft_t}")
         if self.told_steps < 0:
             raise ConfigError(f"told_steps is a number of steps or 0, got {self.told_steps}")
         if self.positions < 0:
             raise ConfigError(f"positions is a number of latent places or 0, got {self.positions}")
         if isinstance(self.spacing, ListedSpacing):
             self.spacing.check(self.num_steps)
+
+    def drafted(self, times: Tensor) -> Tensor:
+        """Return the times that sampling visits from a draft on, of all ``times``."""
+        return torch.cat([times.new_tensor([self.draft_t]), times[times < self.draft_t]])
 
     def times(self, schedule: NoiseSchedule, positions: int = 0) -> Tensor:
         """Return the falling times that sampling visits, the last one 0, (num_steps + 1,), float64.
@@ -110,11 +121,14 @@ class ModelConfig:
     pictures: Pictures = "none"  # how a clip starts from a picture: never, as more channels, or as its first latents
     dtype: Literal["float32", "bfloat16"] = "float32"  # precision it was published in
     large_shift: tuple[int, float] | None = None  # pixels a frame, and from which on the flow spacing's shift is this
+    makes_plans: PlanConfig | None = None  # what it denoises, instead of an autoencoder's latents
+    drafts: bool = False  # its folder has a planner and a drafter, whose drafts clips begin from
     verifier: bool = False  # its folder has one, which picks among candidates
     stages: tuple[str, ...] = ()  # of a cascade: folders of its super-resolution stages, in their order
 
     def __post_init__(self) -> None:
         check_refines(self.backbone, self.refines, self.pixels)
+        check_plans(self.makes_plans, self.pixels)
         check_variance(self.learned_variance, self.refines)
         check_skippable(self.backbone, self.sampling.guidance.skip.layers)
 
@@ -143,6 +157,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class DrafterModelConfig:
+    """What ``config.yaml`` of a drafter's folder says."""
+
+    drafter: DrafterConfig = field(default_factory=DrafterConfig)
+    plans: PlanConfig = field(default_factory=PlanConfig)
+    format: Literal[1] = 1
+
+    def build(self) -> Drafter:
+        """Return the untrained network."""
+        return Drafter(self.drafter, self.plans)
+
+
+@dataclass(frozen=True)
 class VerifierModelConfig:
     """What ``config.yaml`` of a verifier's folder says."""
 
@@ -165,6 +192,12 @@ def check_refines(backbone: BackboneConfig, refines: Refinement | None, pixels: 
         raise ConfigError("a super-resolution stage has refines and a unet3d backbone with low_res: true; no other has")
     if refines is not None and pixels is None:
         raise ConfigError("a super-resolution stage works on pixels: set pixels, such as {patch_size: 8}")
+
+
+def check_plans(makes: PlanConfig | None, pixels: PixelAutoencoderConfig | None, single_frames: bool = False) -> None:
+    """Raise a ConfigError if what makes plans is to make pixels or pictures as well."""
+    if makes is not None and (pixels is not None or single_frames):
+        raise ConfigError("what makes_plans makes nothing else: leave out pixels, refines and single_frames")
 
 
 def check_variance(learned: bool, refines: Refinement | None) -> None:
@@ -222,6 +255,18 @@ def load_verifier(folder: Path, settings: ModelConfig, latents: LatentSpec) -> V
             f"{folder / VERIFIER}: reads latents of {found.latents[0]} channels, the model makes {latents.channels}"
         )
     return _filled(lambda config: config.build(), found, folder / VERIFIER)
+
+
+def load_drafter(folder: Path, plans: PlanConfig | None) -> Drafter:
+    """Return the drafter in a model's folder, float32, on the CPU.
+
+    Raises:
+        CheckpointError: if it is not there, damaged, or draws other plans than ``plans``.
+    """
+    found: DrafterModelConfig = read_config(DrafterModelConfig, folder / DRAFTER)
+    if found.plans != plans:
+        raise CheckpointError(f"{folder / DRAFTER}: does not fit {folder / PLANNER}: it draws plans of another kind")
+    return _filled(lambda config: config.build(), found, folder / DRAFTER)
 
 
 def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:

@@ -38,11 +38,12 @@ from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.models.verifier import Verifier
 from vidiff.placement import Placement
+from vidiff.planning import Planner, around, begun, load_planner
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import NoiseFrom, ReferenceNoise, SeededNoise
-from vidiff.starting import started_from
+from vidiff.starting import given, started_from
 from vidiff.text import sources
 from vidiff.text.encoders import T5Config, TextEncoderConfig, build_text_encoder
 from vidiff.text.passing import PassingTextEncoder
@@ -60,6 +61,7 @@ class Pipeline:
     hash: str  # of the model folder
     refiners: tuple[Refiner, ...] = ()  # super-resolution stages in their order
     image_encoder: ImageEncoder | None = None  # of a model that starts from pictures, if it has one
+    planner: Planner | None = None  # of a model whose clips begin from drafts
     verifier: Verifier | None = None  # picks among candidates, see `vidiff.candidates`
     placement: Placement | None = None  # of a model that does not stay on its device as a whole
 
@@ -101,10 +103,15 @@ class Pipeline:
         """How frames are decoded, if memory does not run out."""
         return "whole" if self.placement is None else self.placement.strategy.decode
 
-    def times(self, size: Size, sampling: SamplingConfig) -> Tensor:
-        """Return the times that sampling a clip of ``size`` visits, (num_steps + 1,), float64."""
+    def times(self, size: Size, sampling: SamplingConfig, drafted: bool = False) -> Tensor:
+        """Return the times that sampling a clip of ``size`` visits, (num_steps + 1,) or fewer from a draft, float64."""
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
-        return sampling.times(self.config.schedule, math.prod(shape[1:]))
+        times = sampling.times(self.config.schedule, math.prod(shape[1:]))
+        return sampling.drafted(times) if drafted else times
+
+    def can_draft(self, size: Size, sampling: SamplingConfig) -> bool:
+        """Return whether clips of ``size`` may begin from drafts."""
+        return self.planner is not None and self.planner.fits(size) and sampling.draft_t < 1
 
     @torch.no_grad()
     def sample(
@@ -120,6 +127,7 @@ class Pipeline:
         noise: Sequence[Tensor | None] | None = None,
         noise_from: NoiseFrom = "vidiff",
         pictures: Sequence[np.ndarray] | None = None,
+        drafted: bool = False,
         dtype: torch.dtype = torch.float32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -138,6 +146,7 @@ class Pipeline:
             noise: B of them, (C, f, h, w): what clips start from in place of the first draw of their seeds.
             noise_from: whose way of drawing noise from seeds it is.
             pictures: B of them that clips start from, RGB, uint8 (H, W, 3); None is none.
+            drafted: begin from drafts of the prompts, which `can_draft`, rather than from noise alone.
             dtype: precision of the network; sampling itself is float32 and its coefficients float64.
             on_step: called as (steps done, num_steps, estimate of x_0).
 
@@ -149,7 +158,7 @@ class Pipeline:
         check_skippable(self.config.backbone, sampling.guidance.skip.layers)
         shape = self.autoencoder.latents.shape(size.frames, size.height, size.width)
         negatives = [sampling.negative] * len(prompts) if negatives is None else negatives
-        device, times = self.device, self.times(size, sampling).to(self.device)
+        device, times = self.device, self.times(size, sampling, drafted).to(self.device)
         conds = self._conditionings(prompts, travels or [None] * len(prompts), arcs, len(times) - 1, shape[1])
         away = self.text(negatives) if any(negatives) else None  # all texts first: their encoder may have to go then
         with self.coding() if pictures is not None else nullcontext():
@@ -162,16 +171,17 @@ class Pipeline:
             away = None if away is None else away.keeping()
         negative = None if away is None else null.with_text(away)
         source = self._noise(seeds, arcs, noise_from)
-        latents = _started(source.randn(*shape), noise).to(device)
+        latents = given(source.randn(*shape), noise).to(device)
+        told, schedule = partial(self.denoiser, told_steps=sampling.told_steps), self.config.schedule
+        denoise = guided(told, conds, null, sampling.guidance, negative=negative, schedule=schedule, times=times)
+        if drafted and self.planner is not None:
+            draft = self.planner.draft(conds.conds[0].text, seeds, size)
+            latents = begun(draft, self.autoencoder, schedule, latents, sampling.draft_t)
+            denoise = around(draft, self.autoencoder, denoise)
         with self.denoising(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
-                guided(
-                    *(partial(self.denoiser, told_steps=sampling.told_steps), conds, null, sampling.guidance),
-                    negative=negative,
-                    schedule=self.config.schedule,
-                    times=times,
-                ),
-                self.config.schedule,
+                denoise,
+                schedule,
                 sampling.solver,
                 latents,
                 times,
@@ -241,16 +251,6 @@ class Pipeline:
         return Conditioning(found).drop_text(empty, null).text
 
 
-def _started(drawn: Tensor, noise: Sequence[Tensor | None] | None) -> Tensor:
-    """Return ``drawn`` (B, C, f, h, w) with the samples replaced for which there is other noise."""
-    if noise is None:
-        return drawn
-    for one in noise:
-        if one is not None and one.shape != drawn.shape[1:]:
-            raise ConfigError(f"noise of shape {tuple(one.shape)} does not fit latents {tuple(drawn.shape[1:])}")
-    return torch.stack([own if one is None else one.to(own) for own, one in zip(drawn, noise, strict=True)])
-
-
 def find_model(name: str, download: bool = False) -> Path:
     """Return the folder of a model: a path, the name of a bundled one, or a hub id OWNER/NAME@COMMIT.
 
@@ -310,10 +310,11 @@ def load(
     for name in config.stages:
         refiners.append(_refiner(folder, name, config, size.fps, device))
         size = refiners[-1].size(size)
+    planner = load_planner(folder, config, device) if config.drafts else None
     verifier = load_verifier(folder, config, autoencoder.latents).to(device) if config.verifier else None
     return Pipeline(
         *(config, text_encoder, autoencoder, denoiser.to(device), model_hash(folder)),
-        *(tuple(refiners), image_encoder, verifier),
+        *(tuple(refiners), image_encoder, planner, verifier),
     )
 
 

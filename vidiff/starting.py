@@ -117,3 +117,13 @@ def fitted(picture: np.ndarray, height: int, width: int) -> Tensor:
     part = Image.fromarray(picture[top : top + part_height, left : left + part_width])
     resized = np.array(part.resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(resized).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def given(drawn: Tensor, noise: Sequence[Tensor | None] | None) -> Tensor:
+    """Return ``drawn`` (B, C, f, h, w) with the samples replaced for which there is other noise."""
+    if noise is None:
+        return drawn
+    for one in noise:
+        if one is not None and one.shape != drawn.shape[1:]:
+            raise ConfigError(f"noise of shape {tuple(one.shape)} does not fit latents {tuple(drawn.shape[1:])}")
+    return torch.stack([own if one is None else one.to(own) for own, one in zip(drawn, noise, strict=True)])

@@ -17,7 +17,8 @@ from vidiff.model_folder import AUTOENCODER, load_autoencoder, save_autoencoder
 from vidiff.train.assembly import decoders_of
 from vidiff.train.denoiser_stage import DenoiserStageConfig
 from vidiff.train.distillation_stage import DistillationStageConfig, save_student, teacher_folder
-from vidiff.train.recipe import Recipe, decisive, model_config_of
+from vidiff.train.recipe import Recipe, decisive
+from vidiff.train.stage_runs import model_config_of
 from vidiff.train.trainer import differences
 from vidiff.weights import CONFIG_NAME, WEIGHTS_NAME
 

@@ -17,10 +17,11 @@ from vidiff.diffusion.training_times import ImportanceTimes, StratifiedTimes, Tr
 from vidiff.diffusion.variance import neighbors, step_kl
 from vidiff.diffusion.weighting import SimpleWeighting, Weighting
 from vidiff.errors import ConfigError
-from vidiff.model_folder import ModelConfig, SamplingConfig, check_refines, check_variance
+from vidiff.model_folder import ModelConfig, SamplingConfig, check_plans, check_refines, check_variance
 from vidiff.models.build import Autoencoder, BackboneConfig
 from vidiff.models.dit import DiTConfig
 from vidiff.models.pixels import PixelAutoencoderConfig
+from vidiff.models.plans import PlanCodec, PlanConfig
 from vidiff.refinement import Refinement
 from vidiff.sampling.loop import sample
 from vidiff.sampling.noise import SeededNoise
@@ -55,6 +56,7 @@ class DenoiserStageConfig:
     single_frames: float = 0.0  # share of steps that see one latent frame of each clip; 1 trains on images
     clip_share: float = 1.0  # of a batch, what steps on whole clips take: those on single frames cost far less a sample
     refines: Refinement | None = None  # a super-resolution stage: what it adds to the clip of the stage before
+    makes_plans: PlanConfig | None = None  # denoise plans of clips that have them, and no autoencoder's latents
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     stream: bool = False  # render or read, and encode, at every step; False: once, into the run folder's cache
     sampling: SamplingConfig | None = None  # the stage's own defaults; None: the recipe's
@@ -69,11 +71,12 @@ class DenoiserStageConfig:
             raise ConfigError(f"clip_share is a share above 0 and up to 1, got {self.clip_share}")
         check_prediction(self.predicts, self.schedule)
         check_refines(self.backbone, self.refines, self.pixels)
+        check_plans(self.makes_plans, self.pixels, self.single_frames > 0)
         check_variance(self.learned_variance is not None, self.refines)
         for name in ("sigma_data", "huber", "learned_variance"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{self.name}: {name} must be positive, got {value}")
-        if self.evaluate is not None and (self.refines is not None or self.single_frames == 1):
+        if self.evaluate is not None and (self.refines or self.makes_plans or self.single_frames == 1):
             raise ConfigError(f"{self.name}: evaluate is for stages that make clips out of captions alone")
 
 
@@ -89,7 +92,7 @@ class DenoiserStage:
         data: Clips,
         latents: Latents,
         text: CachedText | StreamedText,
-        autoencoder: Autoencoder,
+        autoencoder: Autoencoder | PlanCodec,
         identity: dict[str, Any],
     ):
         self.config, self.data, self.latents, self.text, self.autoencoder = config, data, latents, text, autoencoder
@@ -216,8 +219,11 @@ class DenoiserStage:
             randn=lambda: noise.randn(*shape).to(device),
             temperature=self.sampling.temperature,
         )
-        clips = to_uint8(self.autoencoder.decode(latents)).cpu()
+        clips = to_uint8(self._video(latents)).cpu()
         return {self.data.key(i): clips[i] for i in range(count)}
+
+    def _video(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents)
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do: statistics belong to the autoencoder."""

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +9,46 @@ import torch
 from rich.console import Console
 
 from vidiff import config
-from vidiff.checkpoint import model_hash, save_model
-from vidiff.data.clips import Clips, ClipsConfig, open_clips
-from vidiff.data.dataset import DataConfig
-from vidiff.data.fates import write_skipped
-from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
-from vidiff.data.toyworld.statements import STATEMENTS
-from vidiff.diffusion.denoiser import Denoiser
+from vidiff.checkpoint import model_hash
+from vidiff.data.clips import Clips, ClipsConfig
+from vidiff.data.toyworld.dataset import ToyWorldConfig
+from vidiff.data.toyworld.plans import plan_shape
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, sha256_of, write_text
-from vidiff.metrics.embedded import EvaluatorModelConfig
 from vidiff.model_folder import (
-    ModelConfig,
     SamplingConfig,
-    VerifierModelConfig,
-    load_autoencoder,
-    load_denoiser,
-    read_config,
-    save_autoencoder,
 )
-from vidiff.models.autoencoder import VideoVAE
-from vidiff.models.build import Autoencoder
-from vidiff.models.two_level import TwoLevelDiTConfig
-from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig, build_text_encoder
-from vidiff.train.assembly import assembled, trained_autoencoder
-from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageConfig
-from vidiff.train.cache import cached_clips, cached_latents, cached_text
-from vidiff.train.contrast import ContrastCaptions
-from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.models.plans import PlanConfig
+from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
+from vidiff.train.assembly import assembled
+from vidiff.train.autoencoder_stage import AutoencoderStageConfig
+from vidiff.train.denoiser_stage import DenoiserStageConfig
 from vidiff.train.distillation import ProgressiveDistillation
 from vidiff.train.distillation_stage import DistillationStageConfig, teacher_folder, train_student
-from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
-from vidiff.train.held_out import HeldOutEvaluation, check_evaluated
-from vidiff.train.stream import Latents, StreamedLatents, StreamedText
-from vidiff.train.trainer import device, differences, is_main_process, train
-from vidiff.train.verifier_stage import VerifierStage, VerifierStageConfig
-from vidiff.types import LatentSpec, Size, TextEncoder
+from vidiff.train.drafter_stage import DrafterStageConfig
+from vidiff.train.evaluator_stage import EvaluatorStageConfig
+from vidiff.train.held_out import check_evaluated
+from vidiff.train.stage_runs import (
+    open_source,
+    train_autoencoder,
+    train_denoiser,
+    train_drafter,
+    train_evaluator,
+    train_planner,
+    train_verifier,
+)
+from vidiff.train.trainer import differences
+from vidiff.train.verifier_stage import VerifierStageConfig
+from vidiff.types import Size
 from vidiff.weights import WEIGHTS_NAME
 
 StageConfig = (
-    AutoencoderStageConfig | DenoiserStageConfig | DistillationStageConfig | EvaluatorStageConfig | VerifierStageConfig
+    AutoencoderStageConfig
+    | DenoiserStageConfig
+    | DistillationStageConfig
+    | DrafterStageConfig
+    | EvaluatorStageConfig
+    | VerifierStageConfig
 )
 
 
@@ -73,17 +72,21 @@ class Recipe:
             if isinstance(stage, DenoiserStageConfig):
                 _check_uses(stage, earlier)
                 _check_sizes(stage, stage.data or self.data)
+                if stage.makes_plans is not None:
+                    _check_plans(stage.name, stage.makes_plans, stage.data or self.data)
                 if stage.evaluate is not None:
                     check_evaluated(stage.name, stage.evaluate, stage.data or self.data)
             elif isinstance(stage, AutoencoderStageConfig) and stage.decoder_of is not None:
                 _check_decoder(stage, earlier)
             elif isinstance(stage, DistillationStageConfig):
                 _check_teacher(stage, earlier)
+            elif isinstance(stage, DrafterStageConfig):
+                _check_plans(stage.name, stage.plans, stage.data or self.data, own_frames=True)
             elif isinstance(stage, VerifierStageConfig):
                 _check_judged(stage, earlier, stage.data or self.data)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
-        shared = {stage.autoencoder for stage in denoisers if stage.pixels is None}
+        shared = {stage.autoencoder for stage in denoisers if stage.pixels is None and stage.makes_plans is None}
         if any(stage.refines for stage in denoisers) and len(shared) > 1:
             raise ConfigError(
                 f"stages of a cascade that denoise latents share one autoencoder, got {', '.join(sorted(shared))}"
@@ -92,13 +95,14 @@ class Recipe:
 
 def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> None:
     """Raise a ConfigError if ``stage`` names an earlier stage that is not there or of the wrong kind."""
-    autoencoder = stage.autoencoder if stage.pixels is None else None
+    autoencoder = stage.autoencoder if stage.pixels is None and stage.makes_plans is None else None
     for wanted, kind in ((autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
         if wanted is not None and (wanted not in earlier or earlier[wanted].kind != kind):
             hint = did_you_mean(wanted, list(earlier))
             raise ConfigError(f"stage {stage.name} needs an earlier {kind} stage {wanted!r}.{hint}")
     if stage.refines is not None and not any(
-        isinstance(other, DenoiserStageConfig) and other.refines is None for other in earlier.values()
+        isinstance(other, DenoiserStageConfig) and not (other.refines or other.makes_plans)
+        for other in earlier.values()
     ):
         raise ConfigError(f"stage {stage.name} refines clips that no earlier stage makes")
 
@@ -114,6 +118,22 @@ def _check_judged(stage: VerifierStageConfig, earlier: dict[str, StageConfig], d
     size, pictures = (data.height, data.width), stage.pictures or data
     if (pictures.height, pictures.width) != size:
         raise ConfigError(f"stage {stage.name}: pictures are as large as its clips, {data.width}x{data.height}")
+
+
+def _check_plans(name: str, plans: PlanConfig, data: ClipsConfig, own_frames: bool = False) -> None:
+    """Raise a ConfigError unless the plans that a stage learns from are of scenes that have them.
+
+    With ``own_frames`` its clips may have another number of frames than plans have.
+    """
+    if not isinstance(data, ToyWorldConfig):
+        raise ConfigError(f"stage {name} learns from scenes of the toy world; set data: {{kind: toyworld, ...}}")
+    frames = plans.frames if own_frames else data.frames
+    (things, numbers), (rows, width) = plan_shape(frames), plans.shape
+    if (things, numbers) != (rows, width):
+        raise ConfigError(
+            f"stage {name}: its plans are of {rows - 1} things with {width} numbers, those of its scenes, "
+            f"with {frames} frames, of {things - 1} with {numbers}"
+        )
 
 
 def _check_decoder(stage: AutoencoderStageConfig, earlier: dict[str, StageConfig]) -> None:
@@ -167,7 +187,7 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
             sources = _sources(stage, recipe)
             for settings, suffix in sources.items():
                 if settings not in opened:
-                    opened[settings] = _opened(settings, run_dir, suffix, console)
+                    opened[settings] = open_source(settings, run_dir, suffix, console)
             data = [opened[settings] for settings in sources]
             identity = _identity(stage, recipe, data, run_dir)
             record = {"identity": identity, "trainer": config.to_dict(stage.trainer)}
@@ -177,15 +197,19 @@ def run(recipe: Recipe, run_dir: Path, console: Console, dtype: torch.dtype = to
                 continue
             match stage:
                 case AutoencoderStageConfig():
-                    _train_autoencoder(stage, data[0], run_dir, console, identity)
+                    train_autoencoder(stage, data[0], run_dir, console, identity)
+                case DrafterStageConfig():
+                    train_drafter(stage, data[0], run_dir, console, identity)
+                case DenoiserStageConfig() if stage.makes_plans is not None:
+                    train_planner(stage, recipe, data[0], run_dir, console, identity)
                 case DenoiserStageConfig():
-                    _train_denoiser(stage, recipe, data[0], run_dir, console, identity)
+                    train_denoiser(stage, recipe, data[0], run_dir, console, identity)
                 case DistillationStageConfig():
                     train_student(stage, recipe.name, data[0], run_dir, console, identity)
                 case EvaluatorStageConfig():
-                    _train_evaluator(stage, recipe, data, run_dir, console, identity)
+                    train_evaluator(stage, recipe, data, run_dir, console, identity)
                 case VerifierStageConfig():
-                    _train_verifier(stage, recipe, data, run_dir, console, identity)
+                    train_verifier(stage, recipe, data, run_dir, console, identity)
             write_text(done, json.dumps(record, indent=1))
         return assembled(recipe, run_dir, dtype)
 
@@ -205,7 +229,8 @@ def _identity(stage: StageConfig, recipe: Recipe, data: list[Clips], run_dir: Pa
     identity = decisive(stage, recipe) | {"data": " ".join(source.fingerprint for source in data)}
     uses: tuple[str | None, ...] = ()
     if isinstance(stage, DenoiserStageConfig):
-        uses = (stage.autoencoder if stage.pixels is None else None, stage.starts_from)
+        own = stage.pixels is not None or stage.makes_plans is not None
+        uses = (None if own else stage.autoencoder, stage.starts_from)
     elif isinstance(stage, AutoencoderStageConfig):
         uses = (stage.decoder_of,)
     elif isinstance(stage, VerifierStageConfig):
@@ -230,160 +255,6 @@ def decisive(stage: StageConfig, recipe: Recipe) -> dict[str, Any]:
     if isinstance(stage, DistillationStageConfig):  # where its steps fall is what it learns; how they are taken is not
         for name in ("solver", "guidance", "negative"):
             del settings["sampling"][name]
-    if not isinstance(stage, AutoencoderStageConfig):
+    if not isinstance(stage, AutoencoderStageConfig | DrafterStageConfig):
         found["text"] = config.to_dict(recipe.text)
     return found
-
-
-def _opened(settings: ClipsConfig, run_dir: Path, suffix: str, console: Console) -> Clips:
-    """Open the data and say, on the console and in the run folder, what became of every clip."""
-    with console.status("reading clips") as status:
-        data = open_clips(settings, lambda done: status.update(f"reading clips: {done}") if done % 50 == 0 else None)
-    write_skipped(data.fates, run_dir / f"skipped{suffix}.jsonl")
-    write_text(run_dir / f"data{suffix}.json", json.dumps(data.fates.to_dict(), indent=1))
-    console.print(f"{_source(settings)}\n{data.fates.table()}", soft_wrap=True, highlight=False, markup=False)
-    return data
-
-
-def _source(settings: ClipsConfig) -> str:
-    return str(settings.path) if isinstance(settings, DataConfig) else f"toy world, seed {settings.seed}"
-
-
-def _train_autoencoder(
-    config: AutoencoderStageConfig, data: Clips, run_dir: Path, console: Console, identity: dict[str, Any]
-) -> None:
-    trained = None if config.decoder_of is None else load_autoencoder(run_dir / config.decoder_of / "export")
-    stage = AutoencoderStage(config, data, identity, trained)
-    ema = train(stage, config.trainer, run_dir / config.name, console)
-    stage.finish(ema.shadow)
-    assert isinstance(ema.shadow, VideoVAE)
-    save_autoencoder(run_dir / config.name / "export", ema.shadow)
-
-
-def _train_denoiser(
-    stage_config: DenoiserStageConfig,
-    recipe: Recipe,
-    data: Clips,
-    run_dir: Path,
-    console: Console,
-    identity: dict[str, Any],
-) -> None:
-    # Put where training will run once and for all: previews and streamed batches use it from two threads.
-    autoencoder = trained_autoencoder(stage_config, run_dir).to(device())
-    encoder = build_text_encoder(recipe.text, device())
-    model_config = model_config_of(stage_config, recipe, encoder.dim, data.config, data.fps)
-    cache = run_dir / "cache"
-    latents: Latents
-    if stage_config.stream:
-        latents = StreamedLatents(autoencoder, data.clip)
-    elif stage_config.pixels is not None:  # folding costs nothing; reading or rendering does
-        latents = StreamedLatents(autoencoder, cached_clips(cache, data, console).__getitem__)
-    else:
-        folder = run_dir / stage_config.autoencoder / "export"
-        latents = cached_latents(cache, autoencoder, model_hash(folder), data, console)
-    text = (
-        StreamedText(encoder, data)
-        if stage_config.stream
-        else cached_text(cache, encoder, encoder.fingerprint, data, console)
-    )
-    stage = DenoiserStage(stage_config, model_config, data, latents, text, autoencoder, identity)
-    if stage_config.evaluate is not None and is_main_process():
-        stage.evaluation = _evaluation(stage_config, model_config, autoencoder, encoder, run_dir, console)
-    if stage_config.starts_from is not None:
-        start_from(run_dir / stage_config.starts_from / "export", stage.denoiser, model_config, autoencoder.latents)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
-
-
-def _evaluation(
-    stage: DenoiserStageConfig,
-    model_config: ModelConfig,
-    autoencoder: Autoencoder,
-    encoder: TextEncoder,
-    run_dir: Path,
-    console: Console,
-) -> HeldOutEvaluation:
-    """Return what measures the model of ``stage`` on held-out clips while it is trained."""
-    assert stage.evaluate is not None
-    data = _opened(stage.evaluate.data, run_dir, f"-{stage.name}-evaluation", console)
-    note = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    folder = run_dir / stage.name / "evaluation"
-    with console.status("preparing the evaluation"):
-        return HeldOutEvaluation(stage.evaluate, model_config, autoencoder, encoder, data, folder, note)
-
-
-def start_from(folder: Path, denoiser: Denoiser, settings: ModelConfig, latents: LatentSpec) -> None:
-    """Give ``denoiser`` the weights of an earlier stage, which may be the coarse level of one of two levels."""
-    earlier: ModelConfig = read_config(ModelConfig, folder)
-    if isinstance(settings.backbone, TwoLevelDiTConfig) and settings.backbone.coarse == earlier.backbone:
-        start = load_denoiser(folder, earlier, latents)
-        coarse = {f"coarse.{name}": weight for name, weight in start.backbone.state_dict().items()}
-        denoiser.backbone.load_state_dict(denoiser.backbone.state_dict() | coarse)
-        denoiser.null_tokens.data.copy_(start.null_tokens)
-    else:
-        denoiser.load_state_dict(load_denoiser(folder, settings, latents).state_dict())
-
-
-def _train_evaluator(
-    stage_config: EvaluatorStageConfig,
-    recipe: Recipe,
-    sources: list[Clips],
-    run_dir: Path,
-    console: Console,
-    identity: dict[str, Any],
-) -> None:
-    encoder = build_text_encoder(recipe.text, device())
-    model_config = EvaluatorModelConfig(evaluator=stage_config.evaluator, text=recipe.text, text_dim=encoder.dim)
-    data, cache = ContrastCaptions(sources), run_dir / "cache"
-    clips = [clip for source in sources for clip in cached_clips(cache, source, console)]
-    text = cached_text(cache, encoder, encoder.fingerprint, data, console)
-    stage = EvaluatorStage(stage_config, model_config, data, clips, text, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
-
-
-def _train_verifier(
-    stage_config: VerifierStageConfig,
-    recipe: Recipe,
-    sources: list[Clips],
-    run_dir: Path,
-    console: Console,
-    identity: dict[str, Any],
-) -> None:
-    worlds = [source for source in sources if isinstance(source, ToyWorld)]
-    judged = next(stage for stage in recipe.stages if stage.name == stage_config.judges)
-    assert isinstance(judged, DenoiserStageConfig)
-    autoencoder, export = trained_autoencoder(judged, run_dir).to(device()), run_dir / judged.name / "export"
-    denoiser = load_denoiser(export, read_config(ModelConfig, export), autoencoder.latents).to(device())
-    encoder, cache = build_text_encoder(recipe.text, device()), run_dir / "cache"
-    hashed = model_hash(run_dir / judged.autoencoder / "export")
-    latents = [cached_latents(cache, autoencoder, hashed, world, console) for world in worlds]
-    text = cached_text(cache, encoder, encoder.fingerprint, worlds[0], console)
-    c, f, h, w = latents[0][0].shape
-    counts = tuple(len(values) for values in STATEMENTS.values())
-    model_config = VerifierModelConfig(stage_config.verifier, (c, f, h, w), counts, recipe.text, encoder.dim)
-    pictures = (worlds[1], latents[1]) if len(worlds) > 1 else None
-    stage = VerifierStage(stage_config, model_config, worlds[0], latents[0], text, pictures, denoiser, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
-
-
-def model_config_of(
-    stage: DenoiserStageConfig, recipe: Recipe, text_dim: int, size: ClipsConfig, fps: float
-) -> ModelConfig:
-    """Return what a folder says about the model that ``stage`` trains on clips of ``size`` at ``fps``."""
-    return ModelConfig(
-        name=recipe.name,
-        backbone=stage.backbone,
-        text=recipe.text,
-        text_dim=text_dim,
-        schedule=stage.schedule,
-        predicts=stage.predicts,
-        sigma_data=stage.sigma_data or 1.0,
-        learned_variance=stage.learned_variance is not None,
-        sampling=stage.sampling or recipe.sampling,
-        size=Size(size.frames, size.height, size.width, fps),
-        frames=(1 if stage.single_frames or stage.starts_from else size.frames, size.frames),
-        pixels=stage.pixels,
-        refines=stage.refines,
-    )

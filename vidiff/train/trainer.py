@@ -313,6 +313,7 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         moved(batch.low_res),
         moved(batch.shown),
         moved(batch.said),
+        moved(batch.plan),
     )
 
 

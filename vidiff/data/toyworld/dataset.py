@@ -1,7 +1,7 @@
 """The toy world as training data: rendered as it is asked for, without a file. An epoch may have millions of scenes."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 from vidiff.data.fates import Fates
 from vidiff.data.toyworld.attributes import Scene
 from vidiff.data.toyworld.captions import Caption
-from vidiff.data.toyworld.draw import draw_captions, draw_scene
+from vidiff.data.toyworld.draw import draw_captions, draw_layout, draw_scene
+from vidiff.data.toyworld.plans import plan
 from vidiff.data.toyworld.render import Window, render
 from vidiff.errors import ConfigError
 
@@ -83,6 +84,16 @@ class ToyWorld:
         top, left = int(rng.integers(full - config.height + 1)), int(rng.integers(full - config.width + 1))
         window = Window(top, left, config.height, config.width)
         return render([self.scene(index)], times, full, full, window=window, samples=config.samples)[0]
+
+    def plan(self, index: int, variant: int = 0) -> Tensor:
+        """Return which things are where in a clip, (K + 1, D), see `vidiff.data.toyworld.plans`.
+
+        Other variants than 0 are what the same captions also mean: things stand a little elsewhere.
+        """
+        scene, config = self.scene(index), self.config
+        if variant:
+            scene = replace(scene, layout=draw_layout(np.random.default_rng((config.seed, index, 4, variant))))
+        return plan(scene, np.arange(config.frames) / config.fps)
 
     def scene(self, index: int) -> Scene:
         """Return a scene."""

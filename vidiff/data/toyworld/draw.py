@@ -65,6 +65,16 @@ def draw_captions(scene: Scene, seed: int, index: int, count: int = 1) -> list[C
     return [caption(scene, rng) for _ in range(count)]
 
 
+def draw_layout(rng: np.random.Generator) -> Layout:
+    """Return what captions do not speak of, at random."""
+    return Layout(
+        tuple((float(x), float(z)) for x, z in rng.uniform(-0.2, 0.2, (MAX_OBJECTS, 2))),
+        tuple(float(turn) for turn in rng.uniform(-0.75, 0.75, MAX_OBJECTS)),
+        int(rng.choice((-1, 1))),
+        int(rng.choice((-1, 1))),
+    )
+
+
 def _drawn(rng: np.random.Generator) -> Scene:
     def pick(values: tuple[str, ...]) -> str:
         return values[int(rng.integers(len(values)))]
@@ -76,12 +86,7 @@ def _drawn(rng: np.random.Generator) -> Scene:
         motion = "still" if stands else pick(MOTIONS)
         things.append(Thing(pick(SHAPES), pick(COLORS), pick(SIZES), pick(MATERIALS), motion))
     relation = pick(RELATIONS) if count > 1 and things[0].motion != "orbit" else None
-    layout = Layout(
-        tuple((float(x), float(z)) for x, z in rng.uniform(-0.2, 0.2, (MAX_OBJECTS, 2))),
-        tuple(float(turn) for turn in rng.uniform(-0.75, 0.75, MAX_OBJECTS)),
-        int(rng.choice((-1, 1))),
-        int(rng.choice((-1, 1))),
-    )
+    layout = draw_layout(rng)
     camera = "still" if rng.random() < _CAMERA_STILL else pick(CAMERAS[1:])
     weather = WEATHERS[0] if rng.random() < _CLEAR else pick(WEATHERS[1:])
     return Scene(tuple(things), relation, camera, pick(GROUNDS), pick(LIGHTS), weather, layout)
