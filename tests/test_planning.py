@@ -15,13 +15,18 @@ from vidiff.data.toyworld.attributes import Scene, Thing
 from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
 from vidiff.data.toyworld.plans import PLACE, SCENE_WORDS, THING_WORDS, plan
 from vidiff.data.toyworld.render import render
+from vidiff.diffusion.schedule import CosineSchedule
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.generation import Job, Settings, _drawn, read_run, unseen
 from vidiff.metrics.toyworld_oracle import centroid_track
 from vidiff.model_folder import DRAFTER, PLANNER, DrafterModelConfig, SamplingConfig
-from vidiff.models.drafter import Drafter, DrafterConfig
+from vidiff.models.drafter import Draft, Drafter, DrafterConfig
+from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
 from vidiff.models.plans import PlanCodec, PlanConfig, sketched
 from vidiff.pipeline import load
+from vidiff.planning import around
+from vidiff.sampling.loop import sample
+from vidiff.sampling.solvers import DPMpp2M
 from vidiff.train.drafter_stage import DrafterStage, DrafterStageConfig
 from vidiff.train.optim import OptimizerConfig, Optimizers
 from vidiff.train.recipe import Recipe, run
@@ -161,6 +166,30 @@ def test_a_drafter_learns_what_scenes_look_like():
     assert stage.preview(stage.drafter)["toyworld-0-0"].shape == (3, 16, 16, 3)
 
 
+def test_things_lie_over_every_estimate_and_what_is_around_them_is_the_denoisers():
+    pixels, t = PixelAutoencoder(PixelAutoencoderConfig(patch_size=4, patch_frames=1)), torch.ones(1)
+    cover = torch.zeros(1, 1, 2, 8, 8)
+    cover[..., :4] = 1
+    draft = Draft(torch.zeros(1, 3, 2, 8, 8), 0.5 * cover.expand(-1, 3, -1, -1, -1), cover)
+    estimate = pixels.encode(torch.full((1, 3, 2, 8, 8), -0.25))
+    made = pixels.decode(around(draft, pixels, lambda x, t: estimate)(estimate, t))
+    torch.testing.assert_close(made[..., :4], torch.full((1, 3, 2, 8, 4), 0.5))
+    torch.testing.assert_close(made[..., 4:], torch.full((1, 3, 2, 8, 4), -0.25))
+
+
+def test_sampling_begins_with_its_start_under_noise():
+    schedule, seen = CosineSchedule(), []
+
+    def denoise(x, t):
+        seen.append(x)
+        return x
+
+    noise, start = torch.randn(1, 2, 1, 2, 2), torch.full((1, 2, 1, 2, 2), 3.0)
+    sample(denoise, schedule, DPMpp2M(), noise, torch.tensor([0.7, 0.0], dtype=torch.float64), start=start)
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(0.7))
+    torch.testing.assert_close(seen[0], alpha * start + sigma * noise)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return run(config.from_dict(Recipe, RECIPE), tmp_path_factory.mktemp("planned"), QUIET)
@@ -178,11 +207,6 @@ def test_a_recipe_leaves_a_model_that_begins_from_drafts(folder, tmp_path):
     plain, other = Job("a red ball", 3, tmp_path / "a.mp4"), Job("", 4, tmp_path / "b.mp4")
     both = drawn(pipeline, [other, plain, other])
     assert torch.equal(both[1:2], drawn(pipeline, [plain])) and torch.equal(both[:1], both[2:])
-    # The things of the draft lie over the clip, whatever is made around them.
-    draft = pipeline.planner.draft(pipeline.text(["a red ball"]), [3], Size(5, 16, 16, 6.0))
-    video = pipeline.autoencoder.decode(both[1:2])
-    again = pipeline.autoencoder.decode(pipeline.autoencoder.encode(draft.over(video)))
-    assert (again - video).abs().mean() < 0.1
     from_noise = drawn(pipeline, [plain], replace(pipeline.config.sampling, draft_t=1.0))
     assert not torch.equal(from_noise, both[1:2])
 
@@ -214,6 +238,9 @@ def test_a_planner_or_a_drafter_that_does_not_fit_is_named(folder, tmp_path):
     [
         ({"kind": "denoiser", "makes_plans": {"frames": 7}}, "its plans are of 3 things with 105 numbers"),
         ({"kind": "denoiser", "makes_plans": {"frames": 5}, "single_frames": 0.5}, "makes nothing else"),
+        ({"kind": "denoiser", "makes_plans": {"frames": 5}}, "patch_size to"),
+        ({"kind": "denoiser", "makes_plans": {"frames": 5}, "backbone": DIT, "stream": True}, "leave out stream"),
+        ({"kind": "denoiser", "makes_plans": {"frames": 5}, "backbone": DIT, "predicts": "x0"}, "go together"),
         ({"kind": "drafter", "near": 2.0}, "near is a share"),
     ],
 )
@@ -226,3 +253,9 @@ def test_a_draft_begins_after_the_last_time():
     with pytest.raises(ConfigError, match="draft_t is a time above last_t"):
         SamplingConfig(draft_t=0.2, last_t=0.3)
     json.dumps(config.to_dict(SamplingConfig(draft_t=0.5)))
+
+
+def test_a_draft_of_a_model_without_a_planner_is_refused(tmp_path, monkeypatch, capsys):
+    arguments = ("generate", "an orc", "--model", "sprites", "--set", "draft_t=0.9", "-o", tmp_path / "a.mp4")
+    status, _, err = in_process(monkeypatch, capsys, tmp_path, *arguments)
+    assert status == 2 and "no planner" in err and not (tmp_path / "a.mp4").exists()

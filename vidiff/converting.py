@@ -112,6 +112,7 @@ def _check_kind(settings: ModelConfig) -> None:
         "predicts": (settings.predicts, "flow"),
         "schedule": (config.to_dict(settings.schedule), {"kind": "flow", "shift": 1.0}),
         "stages": (list(settings.stages), []),
+        "drafts": (settings.drafts, False),
         "verifier": (settings.verifier, False),
         "pixels": (settings.pixels, None),
         "learned_variance": (settings.learned_variance, False),

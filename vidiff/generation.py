@@ -135,10 +135,14 @@ def generate(
         note: hears about decoding in smaller pieces.
 
     Raises:
-        ConfigError: if candidates are wanted, and the model has nothing to choose with.
+        ConfigError: if candidates or drafts are wanted, and the model has nothing to choose or to plan with.
         NumericalError: if what was sampled or decoded is not finite or shows nothing.
         ResourceError: if memory or disk run out; latents already sampled stay in the run folders.
     """
+    if settings.sampling.draft_t < 1 and pipeline.planner is None:
+        raise ConfigError(
+            f"draft_t {settings.sampling.draft_t:g}: this model has no planner, so no draft; leave it at 1"
+        )
     started = time.monotonic()
     with progress("base") as on_step:
         latents = _sampled(pipeline, jobs, settings, on_step)

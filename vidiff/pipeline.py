@@ -38,7 +38,7 @@ from vidiff.models.pixels import PixelAutoencoder
 from vidiff.models.unet3d import UNet3DConfig
 from vidiff.models.verifier import Verifier
 from vidiff.placement import Placement
-from vidiff.planning import Planner, around, begun, load_planner
+from vidiff.planning import Planner, around, load_planner
 from vidiff.refining import Refiner
 from vidiff.sampling.interpolation import Arc, ArcNoise, text_between
 from vidiff.sampling.loop import sample
@@ -174,10 +174,10 @@ class Pipeline:
         latents = given(source.randn(*shape), noise).to(device)
         told, schedule = partial(self.denoiser, told_steps=sampling.told_steps), self.config.schedule
         denoise = guided(told, conds, null, sampling.guidance, negative=negative, schedule=schedule, times=times)
+        begin = None
         if drafted and self.planner is not None:
             draft = self.planner.draft(conds.conds[0].text, seeds, size)
-            latents = begun(draft, self.autoencoder, schedule, latents, sampling.draft_t)
-            denoise = around(draft, self.autoencoder, denoise)
+            begin, denoise = self.autoencoder.encode(draft.mean), around(draft, self.autoencoder, denoise)
         with self.denoising(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return sample(
                 denoise,
@@ -185,6 +185,7 @@ class Pipeline:
                 sampling.solver,
                 latents,
                 times,
+                start=begin,
                 randn=lambda: source.randn(*shape).to(device),
                 variance=self._variance(conds.conds[0]),
                 temperature=sampling.temperature,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
-from vidiff.diffusion.schedule import NoiseSchedule, noised
 from vidiff.errors import CheckpointError
 from vidiff.model_folder import PLANNER, ModelConfig, load_denoiser, load_drafter, read_config
 from vidiff.models.build import Autoencoder
@@ -62,12 +61,6 @@ class Planner:
         return self.drafter.draw(self.plan(text, seeds), size.height, size.width)
 
 
-def begun(draft: Draft, autoencoder: Autoencoder, schedule: NoiseSchedule, noise: Tensor, t: float) -> Tensor:
-    """Return what sampling begins with at time ``t``: latents of a draft under ``noise`` (B, C, f, h, w)."""
-    latents = autoencoder.encode(draft.over(draft.background))
-    return noised(schedule, latents, noise, noise.new_full((len(noise),), t, dtype=torch.float64)).float()
-
-
 def around(draft: Draft, autoencoder: Autoencoder, denoise: DenoiseFn) -> DenoiseFn:
     """Return ``denoise`` with the things of a draft laid over what it estimates."""
 
@@ -86,6 +79,12 @@ def load_planner(folder: Path, base: ModelConfig, device: torch.device | str) ->
     config: ModelConfig = read_config(ModelConfig, folder / PLANNER)
     if config.makes_plans is None:
         raise CheckpointError(f"{folder / PLANNER}: is no planner (makes_plans is not set)")
+    own, size = config.size, base.size
+    if (own.frames, own.fps) != (size.frames, size.fps):
+        raise CheckpointError(
+            f"{folder / PLANNER}: does not fit {folder}: it plans {own.frames} frames at {own.fps:g} a second, "
+            f"not {size.frames} at {size.fps:g}"
+        )
     if (config.text, config.text_dim) != (base.text, base.text_dim):
         raise CheckpointError(f"{folder / PLANNER}: does not fit {folder}: its text encoder is another one")
     codec = PlanCodec(config.makes_plans)

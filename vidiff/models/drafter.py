@@ -46,6 +46,11 @@ class Draft:
     things: Tensor  # times their coverage, (B, 3, F, H, W)
     cover: Tensor  # in [0, 1], (B, 1, F, H, W)
 
+    @property
+    def mean(self) -> Tensor:
+        """Return the clips, (B, 3, F, H, W) in [-1, 1]."""
+        return self.over(self.background)
+
     def over(self, video: Tensor) -> Tensor:
         """Return ``video`` (B, 3, F, H, W) with the things laid over it."""
         return (video * (1 - self.cover) + self.things).clamp(-1, 1)

@@ -86,6 +86,7 @@ def sample(
     noise: Tensor,
     times: Tensor,
     *,
+    start: Tensor | None = None,
     randn: Callable[[], Tensor] | None = None,
     variance: DenoiseFn | None = None,
     temperature: float = 1.0,
@@ -99,6 +100,7 @@ def sample(
         solver: takes one step; see `vidiff.sampling.solvers`.
         noise: standard normal latents, (B, C, f, h, w).
         times: falling times, (num_steps + 1,), float64, on any device.
+        start: clean latents of the same shape that lie under the noise when it begins; None: nothing is known of them.
         randn: draws fresh noise of the latents' shape, for stochastic solvers.
         variance: where the log-variance lies between its bounds, in [0, 1], for solvers that use a learned one.
         temperature: times all noise, ``noise`` and what ``randn`` draws (as in Kingma & Dhariwal, 2018).
@@ -108,11 +110,13 @@ def sample(
         Clean latents, (B, C, f, h, w).
     """
     num_steps, times = len(times) - 1, times.to(noise.device)
-    _, sigma = schedule.alpha_sigma(times[0])
+    alpha, sigma = schedule.alpha_sigma(times[0])
     fresh = randn if randn is None or temperature == 1 else lambda: temperature * randn()
     problem = Problem(denoise, schedule, fresh, num_steps, variance=variance)
-    # Whatever signal t_max still had is not known: none is put in.
-    state = SolverState(x=(temperature * sigma).to(noise) * noise)
+    x = (temperature * sigma).to(noise) * noise
+    if start is not None:  # else whatever signal t_max still had is not known: none is put in
+        x = x + alpha.to(noise) * start
+    state = SolverState(x=x)
     for index in range(num_steps):
         state = solver(replace(problem, step=index), state, times[index], times[index + 1])
         if on_step is not None:

@@ -112,8 +112,7 @@ class DrafterStage:
         assert isinstance(model, Drafter)
         count, (height, width) = min(2, self.size), self.clips[0].shape[1:3]
         plans = torch.stack([self._plan(index) for index in range(count)]).to(next(model.parameters()).device)
-        draft = model.draw(plans, height, width)
-        drawn = to_uint8(draft.over(draft.background)).cpu()
+        drawn = to_uint8(model.draw(plans, height, width).mean).cpu()
         return {self.data.key(index): drawn[index] for index in range(count)}
 
     def finish(self, model: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Training a planner: a denoiser of plans, of scenes that need not be rendered."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,15 @@ class PlannerStage(DenoiserStage):
 
     def batch(self, indices: list[int], seed: int) -> Batch:
         """Return plans with a caption each; a scene's plan is one of several."""
-        variants = np.random.default_rng((seed, 1)).integers(_VARIANTS, size=len(indices)).tolist()
-        latents = torch.stack([self.latent(*both) for both in zip(indices, variants, strict=True)])
-        return replace(super().batch(indices, seed), latents=latents)
+        rng = np.random.default_rng(seed)
+        variants = rng.integers(_VARIANTS, size=len(indices)).tolist()
+        captions = [int(rng.integers(of.start, of.stop)) for of in map(self.text.of_clip, indices)]
+        return Batch(
+            [self.data.key(index) for index in indices],
+            latents=torch.stack([self.latent(*both) for both in zip(indices, variants, strict=True)]),
+            text=self.text.embedding(captions),
+            captions=[self.text.caption(number) for number in captions],
+        )
 
     def latent(self, index: int, variant: int = 0) -> Tensor:
         """Return a plan as latents, (C, 1, 1, K + 1)."""

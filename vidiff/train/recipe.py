@@ -18,6 +18,7 @@ from vidiff.files import run_lock, sha256_of, write_text
 from vidiff.model_folder import (
     SamplingConfig,
 )
+from vidiff.models.build import token_patch
 from vidiff.models.plans import PlanConfig
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
 from vidiff.train.assembly import assembled
@@ -74,6 +75,11 @@ class Recipe:
                 _check_sizes(stage, stage.data or self.data)
                 if stage.makes_plans is not None:
                     _check_plans(stage.name, stage.makes_plans, stage.data or self.data)
+                    if stage.stream or stage.starts_from or token_patch(stage.backbone) != (1, 1, 1):
+                        raise ConfigError(
+                            f"stage {stage.name} makes plans: leave out stream and starts_from, and set the backbone's "
+                            "patch_size to [1, 1, 1]"
+                        )
                 if stage.evaluate is not None:
                     check_evaluated(stage.name, stage.evaluate, stage.data or self.data)
             elif isinstance(stage, AutoencoderStageConfig) and stage.decoder_of is not None:
@@ -86,6 +92,10 @@ class Recipe:
                 _check_judged(stage, earlier, stage.data or self.data)
             earlier[stage.name] = stage
         denoisers = [stage for stage in self.stages if isinstance(stage, DenoiserStageConfig)]
+        planned = [stage.makes_plans for stage in denoisers if stage.makes_plans is not None]
+        drawn = [stage.plans for stage in self.stages if isinstance(stage, DrafterStageConfig)]
+        if planned[-1:] != drawn[-1:]:
+            raise ConfigError("a stage that makes_plans and a drafter stage go together, with the same plans")
         shared = {stage.autoencoder for stage in denoisers if stage.pixels is None and stage.makes_plans is None}
         if any(stage.refines for stage in denoisers) and len(shared) > 1:
             raise ConfigError(
