@@ -62,7 +62,12 @@ RECIPE = {
             "start": "pca",
             "trainer": TRAINER,
         },
-        {"kind": "denoiser", "backbone": DIT, "trainer": TRAINER},
+        {"kind": "denoiser", "backbone": DIT, "predicts": "x0", "trainer": TRAINER},
+        {
+            "kind": "denoiser",
+            **{"name": "drafted", "starts_from": "video", "backbone": DIT, "predicts": "x0", "trainer": TRAINER},
+            **{"drafts": {"begin": 0.6}, "single_frames": 0.5},
+        },
     ],
 }
 

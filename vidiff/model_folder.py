@@ -257,16 +257,9 @@ def load_verifier(folder: Path, settings: ModelConfig, latents: LatentSpec) -> V
     return _filled(lambda config: config.build(), found, folder / VERIFIER)
 
 
-def load_drafter(folder: Path, plans: PlanConfig | None) -> Drafter:
-    """Return the drafter in a model's folder, float32, on the CPU.
-
-    Raises:
-        CheckpointError: if it is not there, damaged, or draws other plans than ``plans``.
-    """
-    found: DrafterModelConfig = read_config(DrafterModelConfig, folder / DRAFTER)
-    if found.plans != plans:
-        raise CheckpointError(f"{folder / DRAFTER}: does not fit {folder / PLANNER}: it draws plans of another kind")
-    return _filled(lambda config: config.build(), found, folder / DRAFTER)
+def load_drafter(folder: Path) -> Drafter:
+    """Return the drafter in a folder, float32, on the CPU; raises a CheckpointError if it is not there or damaged."""
+    return _filled(lambda config: config.build(), read_config(DrafterModelConfig, folder), folder)
 
 
 def load_denoiser(folder: Path, settings: ModelConfig, latents: LatentSpec) -> Denoiser:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import DenoiseFn, guided
 from vidiff.errors import CheckpointError
-from vidiff.model_folder import PLANNER, ModelConfig, load_denoiser, load_drafter, read_config
+from vidiff.model_folder import DRAFTER, PLANNER, ModelConfig, load_denoiser, load_drafter, read_config
 from vidiff.models.build import Autoencoder
 from vidiff.models.drafter import Draft, Drafter
 from vidiff.models.plans import PlanCodec
@@ -88,5 +88,7 @@ def load_planner(folder: Path, base: ModelConfig, device: torch.device | str) ->
     if (config.text, config.text_dim) != (base.text, base.text_dim):
         raise CheckpointError(f"{folder / PLANNER}: does not fit {folder}: its text encoder is another one")
     codec = PlanCodec(config.makes_plans)
-    denoiser = load_denoiser(folder / PLANNER, config, codec.latents)
-    return Planner(config, codec.to(device), denoiser.to(device), load_drafter(folder, config.makes_plans).to(device))
+    denoiser, drafter = load_denoiser(folder / PLANNER, config, codec.latents), load_drafter(folder / DRAFTER)
+    if drafter.plans != config.makes_plans:
+        raise CheckpointError(f"{folder / DRAFTER}: does not fit {folder / PLANNER}: it draws plans of another kind")
+    return Planner(config, codec.to(device), denoiser.to(device), drafter.to(device))

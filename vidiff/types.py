@@ -164,6 +164,7 @@ class Batch:
     low_res: Tensor | None = None  # see Conditioning.low_res; without noise
     shown: Tensor | None = None  # numbers of what each clip shows, (B, Q)
     said: Tensor | None = None  # and of what its caption says of it, (B, Q)
+    drafts: Tensor | None = None  # see `vidiff.train.drafted`, (B, 2 C, f, h, w)
     plan: Tensor | None = None  # which things are where, see `vidiff.models.plans`, (B, K + 1, D)
 
 

@@ -72,7 +72,16 @@ class Denoiser(nn.Module):
         )
         return _with_known(x_0.float(), cond), share
 
-    def loss(self, x_0: Tensor, eps: Tensor, t: Tensor, cond: Conditioning, huber: float | None = None) -> Tensor:
+    def loss(
+        self,
+        x_0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        huber: float | None = None,
+        *,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean squared error of the network's own target for each sample, (B,), float32.
 
         Args:
@@ -81,10 +90,11 @@ class Denoiser(nn.Module):
             t: time in [0, 1] of each sample, (B,).
             cond: conditioning of the same B samples.
             huber: see `squared_or_huber`.
+            seen: what lies under the noise in place of ``x_0``, of its shape, for a network that predicts ``x_0``.
         """
         x_0, eps = x_0.float(), eps.float()
         alpha, sigma = (expand_as(v.float(), x_0) for v in self.schedule.alpha_sigma(t))
-        output, _ = self._said(alpha * x_0 + sigma * eps, t, cond)
+        output, _ = self._said(alpha * (x_0 if seen is None else seen) + sigma * eps, t, cond)
         wanted = prediction.target(self.predicts, x_0, eps, alpha, sigma, self.sigma_data)
         return squared_or_huber(output.float() - wanted, huber)
 

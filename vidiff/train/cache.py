@@ -44,8 +44,8 @@ def cached_latents(
                 # One at a time: equal bytes whatever the parts, and memory stays small.
                 yield {f"{index:08d}": encoded(autoencoder, next(clips)) for index in span}
 
-    folder = root / f"latents-{_digest(autoencoder_hash, data.fingerprint)}"
-    parts = _parts(folder, len(data), encode, "encoding clips", console)
+    folder = root / f"latents-{digest(autoencoder_hash, data.fingerprint)}"
+    parts = parts_of(folder, len(data), encode, "encoding clips", console)
     return [part[name] for part in parts for name in sorted(part)]
 
 
@@ -57,7 +57,7 @@ def cached_clips(root: Path, data: Clips, console: Console) -> list[Tensor]:
             for span in spans:
                 yield {f"{index:08d}": next(clips).contiguous() for index in span}
 
-    parts = _parts(root / f"clips-{_digest(data.fingerprint)}", len(data), read, "reading clips", console)
+    parts = parts_of(root / f"clips-{digest(data.fingerprint)}", len(data), read, "reading clips", console)
     return [part[name] for part in parts for name in sorted(part)]
 
 
@@ -142,15 +142,15 @@ def cached_text(root: Path, encoder: TextEncoder, encoder_hash: str, data: Capti
             ordered = [states[index] for index in span]
             yield {"tokens": torch.cat(ordered), "lengths": torch.tensor([len(one) for one in ordered])}
 
-    folder = root / f"text-{_digest(encoder_hash, data.fingerprint)}"
-    parts = _parts(folder, len(captions), encode, "encoding captions", console)
+    folder = root / f"text-{digest(encoder_hash, data.fingerprint)}"
+    parts = parts_of(folder, len(captions), encode, "encoding captions", console)
     lengths = torch.cat([part["lengths"] for part in parts])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     counts = torch.tensor([0, *(len(one) for one in by_clip)]).cumsum(0)
     return CachedText(torch.cat([part["tokens"] for part in parts]), starts, captions, counts.tolist())
 
 
-def _parts(
+def parts_of(
     folder: Path, count: int, compute: Callable[[Spans], Iterator[dict[str, Tensor]]], what: str, console: Console
 ) -> list[dict[str, Tensor]]:
     spans = [list(range(start, min(start + _PART, count))) for start in range(0, count, _PART)]
@@ -167,5 +167,5 @@ def _parts(
     return [read_tensors(path) for path in paths]
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -28,6 +28,7 @@ from vidiff.sampling.noise import SeededNoise
 from vidiff.sampling.times import UniformSpacing
 from vidiff.train.autoencoder_stage import to_uint8
 from vidiff.train.cache import CachedText
+from vidiff.train.drafted import DraftsConfig
 from vidiff.train.held_out import EvaluationConfig
 from vidiff.train.stage import Evaluation
 from vidiff.train.stream import Latents, StreamedText
@@ -57,6 +58,7 @@ class DenoiserStageConfig:
     clip_share: float = 1.0  # of a batch, what steps on whole clips take: those on single frames cost far less a sample
     refines: Refinement | None = None  # a super-resolution stage: what it adds to the clip of the stage before
     makes_plans: PlanConfig | None = None  # denoise plans of clips that have them, and no autoencoder's latents
+    drafts: DraftsConfig | None = None  # go on from drafts of an earlier stage, as sampling does; None: do not
     data: ClipsConfig | None = None  # the stage's own clips; None: the recipe's
     stream: bool = False  # render or read, and encode, at every step; False: once, into the run folder's cache
     sampling: SamplingConfig | None = None  # the stage's own defaults; None: the recipe's
@@ -73,6 +75,12 @@ class DenoiserStageConfig:
         check_refines(self.backbone, self.refines, self.pixels)
         check_plans(self.makes_plans, self.pixels, self.single_frames > 0)
         check_variance(self.learned_variance is not None, self.refines)
+        if self.drafts is not None and (
+            self.predicts != "x0" or self.pixels or self.makes_plans or self.stream or self.learned_variance is not None
+        ):
+            raise ConfigError(
+                f"{self.name}: drafts are for stages of cached latents that predict x0, and no learned_variance"
+            )
         for name in ("sigma_data", "huber", "learned_variance"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{self.name}: {name} must be positive, got {value}")
@@ -94,9 +102,10 @@ class DenoiserStage:
         text: CachedText | StreamedText,
         autoencoder: Autoencoder | PlanCodec,
         identity: dict[str, Any],
+        drafts: list[Tensor] | None = None,
     ):
         self.config, self.data, self.latents, self.text, self.autoencoder = config, data, latents, text, autoencoder
-        self.identity = identity
+        self.identity, self.drafts = identity, drafts  # see `vidiff.train.drafted.cached_drafts`
         self.name, self.size, self.groups = config.name, len(data), data.groups()
         self.sampling: SamplingConfig = model_config.sampling
         self.state: dict[str, Tensor] = {}  # see `vidiff.train.stage`
@@ -113,10 +122,12 @@ class DenoiserStage:
         if not single:
             indices = indices[: math.ceil(self.config.clip_share * len(indices))]
         latents, first_frame = self._stacked(indices), None
+        drafts = None if self.drafts is None else torch.stack([self.drafts[index] for index in indices]).float()
         if single:
             first_frame = torch.from_numpy(rng.integers(0, latents.shape[2], len(indices)))
             low_res = self._guess(latents, first_frame)
             latents = _frame_of(latents, first_frame)
+            drafts = None if drafts is None else _frame_of(drafts, first_frame)
         else:
             low_res = self._guess(latents)
         captions = [int(rng.integers(of.start, of.stop)) for of in map(self.text.of_clip, indices)]
@@ -127,6 +138,7 @@ class DenoiserStage:
             captions=[self.text.caption(m) for m in captions],
             first_frame=first_frame,
             low_res=low_res,
+            drafts=drafts,
         )
 
     def _stacked(self, indices: list[int]) -> Tensor:
@@ -153,13 +165,15 @@ class DenoiserStage:
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         assert batch.latents is not None and batch.text is not None
-        x_0, device = batch.latents, generator.device
+        x_0, device, seen = batch.latents, generator.device, None
         t, chances = self._times(len(x_0), generator)
+        if self.config.drafts is not None and batch.drafts is not None:
+            seen, t = self.config.drafts.seen(x_0, batch.drafts, t, self.config.schedule, generator)
         eps = torch.randn(x_0.shape, generator=generator, device=device)
         drop = torch.rand(len(x_0), generator=generator, device=device) < self.config.drop_text
         cond = Conditioning(batch.text, batch.first_frame, *self._noised(batch.low_res, generator))
         cond = cond.drop_text(drop, self.denoiser.null_text(len(x_0)))
-        loss = self.denoiser.loss(x_0, eps, t, cond, self.config.huber)
+        loss = self.denoiser.loss(x_0, eps, t, cond, self.config.huber, seen=seen)
         ratio = log_snr(self.config.schedule, t)
         weights = self.config.weighting.weights(ratio, self.config.predicts, self.config.sigma_data or 1.0)
         total, bound = loss * weights.to(loss), {}

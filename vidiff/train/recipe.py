@@ -15,9 +15,7 @@ from vidiff.data.toyworld.dataset import ToyWorldConfig
 from vidiff.data.toyworld.plans import plan_shape
 from vidiff.errors import ConfigError, did_you_mean
 from vidiff.files import run_lock, sha256_of, write_text
-from vidiff.model_folder import (
-    SamplingConfig,
-)
+from vidiff.model_folder import SamplingConfig
 from vidiff.models.build import token_patch
 from vidiff.models.plans import PlanConfig
 from vidiff.text.encoders import MiniLMConfig, TextEncoderConfig
@@ -73,6 +71,10 @@ class Recipe:
             if isinstance(stage, DenoiserStageConfig):
                 _check_uses(stage, earlier)
                 _check_sizes(stage, stage.data or self.data)
+                if stage.drafts is not None:
+                    drafter = earlier[stage.drafts.drafter]
+                    assert isinstance(drafter, DrafterStageConfig)
+                    _check_plans(stage.name, drafter.plans, stage.data or self.data)
                 if stage.makes_plans is not None:
                     _check_plans(stage.name, stage.makes_plans, stage.data or self.data)
                     if stage.stream or stage.starts_from or token_patch(stage.backbone) != (1, 1, 1):
@@ -106,7 +108,8 @@ class Recipe:
 def _check_uses(stage: DenoiserStageConfig, earlier: dict[str, StageConfig]) -> None:
     """Raise a ConfigError if ``stage`` names an earlier stage that is not there or of the wrong kind."""
     autoencoder = stage.autoencoder if stage.pixels is None and stage.makes_plans is None else None
-    for wanted, kind in ((autoencoder, "autoencoder"), (stage.starts_from, "denoiser")):
+    drafter = None if stage.drafts is None else stage.drafts.drafter
+    for wanted, kind in ((autoencoder, "autoencoder"), (stage.starts_from, "denoiser"), (drafter, "drafter")):
         if wanted is not None and (wanted not in earlier or earlier[wanted].kind != kind):
             hint = did_you_mean(wanted, list(earlier))
             raise ConfigError(f"stage {stage.name} needs an earlier {kind} stage {wanted!r}.{hint}")
@@ -240,7 +243,8 @@ def _identity(stage: StageConfig, recipe: Recipe, data: list[Clips], run_dir: Pa
     uses: tuple[str | None, ...] = ()
     if isinstance(stage, DenoiserStageConfig):
         own = stage.pixels is not None or stage.makes_plans is not None
-        uses = (None if own else stage.autoencoder, stage.starts_from)
+        drafter = None if stage.drafts is None else stage.drafts.drafter
+        uses = (None if own else stage.autoencoder, stage.starts_from, drafter)
     elif isinstance(stage, AutoencoderStageConfig):
         uses = (stage.decoder_of,)
     elif isinstance(stage, VerifierStageConfig):

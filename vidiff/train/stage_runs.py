@@ -23,6 +23,7 @@ from vidiff.model_folder import (
     VerifierModelConfig,
     load_autoencoder,
     load_denoiser,
+    load_drafter,
     read_config,
     save_autoencoder,
 )
@@ -36,6 +37,7 @@ from vidiff.train.autoencoder_stage import AutoencoderStage, AutoencoderStageCon
 from vidiff.train.cache import cached_clips, cached_latents, cached_text
 from vidiff.train.contrast import ContrastCaptions
 from vidiff.train.denoiser_stage import DenoiserStage, DenoiserStageConfig
+from vidiff.train.drafted import cached_drafts
 from vidiff.train.drafter_stage import DrafterStage, DrafterStageConfig
 from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
 from vidiff.train.held_out import HeldOutEvaluation
@@ -102,7 +104,13 @@ def train_denoiser(
         if stage_config.stream
         else cached_text(cache, encoder, encoder.fingerprint, data, console)
     )
-    stage = DenoiserStage(stage_config, model_config, data, latents, text, autoencoder, identity)
+    drafts = None
+    if stage_config.drafts is not None:
+        assert isinstance(data, ToyWorld)
+        folders = [run_dir / name / "export" for name in (stage_config.autoencoder, stage_config.drafts.drafter)]
+        drafter = load_drafter(folders[1]).to(device())
+        drafts = cached_drafts(cache, autoencoder, drafter, " ".join(map(model_hash, folders)), data, console)
+    stage = DenoiserStage(stage_config, model_config, data, latents, text, autoencoder, identity, drafts)
     if stage_config.evaluate is not None and is_main_process():
         stage.evaluation = _evaluation(stage_config, model_config, autoencoder, encoder, run_dir, console)
     if stage_config.starts_from is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -300,21 +300,8 @@ def _seed(*parts: int) -> int:
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
-    def moved(value: Any) -> Any:
-        return None if value is None else value.to(device)
-
-    return Batch(
-        batch.keys,
-        moved(batch.video),
-        moved(batch.latents),
-        moved(batch.text),
-        batch.captions,
-        moved(batch.first_frame),
-        moved(batch.low_res),
-        moved(batch.shown),
-        moved(batch.said),
-        moved(batch.plan),
-    )
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return Batch(**{name: value.to(device) if hasattr(value, "to") else value for name, value in values.items()})
 
 
 def _load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
