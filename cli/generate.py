@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidiff.cli.output import console, note, result, terminated_as_interrupt, warn
+from vidiff.resources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ Noise = Annotated[
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for many clips.")] = None,
-    model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id of `vidiff models`.")] = "sprites",
+    model: Annotated[str, typer.Option(help="Bundled model, folder, or hub id of `vidiff models`.")] = DEFAULT_MODEL,
     fast: Annotated[bool, typer.Option("--fast", help="The model's version of few steps.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not here yet.")] = False,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
@@ -114,15 +115,15 @@ def generate(
 
     Examples:
 
-      vidiff generate "a dark-skinned woman wearing a red robe and black shoes, walking right, on a green background"
+      vidiff generate "a shiny red ball rolls right across green grass at sunset while the camera moves forward"
 
-      vidiff generate "an orc man wearing plate armor, casting a spell" --num 4 --seed 7 -o orcs/ --format gif
-
-      vidiff generate "an orc" --vary 4 --strength 0.2 -o orcs/
+      vidiff generate "a large green cube spins on sand" --num 4 --seed 7 -o cubes/ --format gif --stages base
 
       vidiff generate --from-file prompts.txt -o clips/ --batch 8
 
-      vidiff generate "an orc walking right | a skeleton walking right" --guidance 6@0:0.7,1
+      vidiff generate "an orc man wearing plate armor, casting a spell" --model sprites --fast
+
+      vidiff generate "an orc walking right | a skeleton walking right" --model sprites --guidance 6@0:0.7,1
     """
     with terminated_as_interrupt():
         from vidiff.candidates import resolved

@@ -7,6 +7,7 @@ import typer
 
 from vidiff.cli.output import result, terminated_as_interrupt, warn
 from vidiff.errors import ConfigError
+from vidiff.resources import DEFAULT_MODEL
 
 
 def invert(
@@ -15,7 +16,9 @@ def invert(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: NAME-noise.safetensors beside it.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")] = "sprites",
+    model: Annotated[
+        str, typer.Option(help="Bundled model, model folder, or hub id OWNER/NAME@COMMIT.")
+    ] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps, there and back.")] = 50,
     iterations: Annotated[int, typer.Option(min=1, help="Evaluations a step; more bring the clip back nearer.")] = 3,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
@@ -30,9 +33,9 @@ def invert(
 
     Example:
 
-      vidiff invert orc.mp4 --prompt "an orc walking left" -o noise.safetensors
+      vidiff invert orc.mp4 --model sprites --prompt "an orc walking left" -o noise.safetensors
 
-      vidiff generate "an elf walking left" --noise noise.safetensors
+      vidiff generate "an elf walking left" --model sprites --noise noise.safetensors
     """
     with terminated_as_interrupt():
         import time

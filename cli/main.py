@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Text to video from the command line.\n\n"
-    "Example: vidiff generate 'a green orc in chainmail walking left, on a sand background'",
+    "Example: vidiff generate 'a large green cube spins on sand while the camera moves forward'",
 )
 app.command()(generate.generate)
 app.command()(train.train)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidiff.cli.output import console, note, terminated_as_interrupt
+from vidiff.resources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from vidiff.interop.wan_published import Published
@@ -34,7 +35,7 @@ def list_models() -> None:
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="Bundled model, model folder, or hub id.")] = "sprites",
+    model: Annotated[str, typer.Argument(help="Bundled model, model folder, or hub id.")] = DEFAULT_MODEL,
     sampling: Annotated[bool, typer.Option("--sampling", help="Only how it samples.")] = False,
     lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA file to describe instead.")] = None,
 ) -> None:

@@ -1,6 +1,6 @@
 """Time and memory of one default generation, each in a fresh process, and what `--preview` adds in a terminal.
 
-python scripts/bench_generate.py [--model sprites] [--repeat 3]
+python scripts/bench_generate.py [--model toyworld] [--repeat 3]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-PROMPT = "a dark-skinned woman wearing a red robe and black shoes, walking right, on a green background"
+PROMPT = "a shiny red ball rolls right across green grass at sunset while the camera moves forward"
 
 
 def once(model: str, folder: Path, *options: str) -> tuple[float, float, float]:
@@ -44,7 +44,7 @@ def _drain(screen: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sprites")
+    parser.add_argument("--model", default="toyworld")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     inside: dict[str, list[float]] = {"": [], "--preview": []}

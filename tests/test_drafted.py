@@ -64,7 +64,7 @@ def test_drafts_are_kept_and_those_of_another_drafter_are_not_taken(tmp_path):
     with torch.no_grad():
         draft = drafter.draw(data.plan(1)[None], 16, 16)
     wanted = torch.cat([pixels.encode(draft.mean), pixels.encode(draft.over(video))], dim=1)[0]
-    torch.testing.assert_close(made[1].float(), wanted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(made[1].float(), wanted, atol=0.03, rtol=0)  # bfloat16 where that is fast
     torch.nn.init.zeros_(drafter.scene[-1].weight)
     assert torch.equal(torch.stack(cached_drafts(tmp_path, pixels, drafter, "one", data, quiet)), torch.stack(made))
     assert not torch.equal(torch.stack(cached_drafts(tmp_path, pixels, drafter, "two", data, quiet)), torch.stack(made))

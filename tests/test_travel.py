@@ -244,7 +244,7 @@ def test_the_bundled_sprites_travel_and_are_reproduced(vidiff, tmp_path):
         (("a", "--guidance-rescale", 2), "rescale is a share"),
         (("a", "--temperature", -1), "temperature is at least 0"),
         (("a", "--set", "guidance.projection.etta=1"), "Did you mean eta?"),
-        (("a", "--set", "guidance.skip={scale: 1, layers: [9]}"), "has the blocks 0 to 5"),
+        (("a", "--set", "guidance.skip={scale: 1, layers: [9]}"), "has the blocks 0 to 8"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(vidiff, tmp_path, arguments, word):

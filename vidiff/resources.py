@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vidiff.errors import ConfigError, did_you_mean
 
+DEFAULT_MODEL = "toyworld"  # what makes clips where no model is named
 EVALUATOR = "evaluator"  # the bundled network that clips are measured with
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vidiff.errors import ConfigError
-from vidiff.models.plans import PlanConfig
+from vidiff.models.plans import PLACE, PlanConfig, seen
 
 _REACH = 3.0  # radii around a thing within which it, or its shadow, is drawn
 _THING_WAVES, _SCENE_WAVES = (2.0, 4.0, 8.0), (1.0, 2.0, 4.0, 8.0, 16.0)  # radians for a radius, for half a height
@@ -62,16 +62,16 @@ class Drafter(nn.Module):
     def __init__(self, config: DrafterConfig, plans: PlanConfig):
         super().__init__()
         self.config, self.plans = config, plans
-        words, scene, place = plans.word_count, sum(plans.scene_words), len(plans.scales)
-        self.thing = _layers(words + scene + 2 + 4 * len(_THING_WAVES) + place - 2, config.dim, config.depth, 4)
-        self.scene = _layers(scene + place + 2 + 4 * len(_SCENE_WAVES), config.scene_dim, config.scene_depth, 3)
+        words, scene = plans.word_count, sum(plans.scene_words)
+        self.thing = _layers(words + scene + 2 + 4 * len(_THING_WAVES) + PLACE - 2, config.dim, config.depth, 4)
+        self.scene = _layers(scene + PLACE + 2 + 4 * len(_SCENE_WAVES), config.scene_dim, config.scene_depth, 3)
 
     def forward(self, words: Tensor, places: Tensor, row: Tensor, xy: Tensor) -> Tensor:
         """Return the background and what things lay over it, (N, 7).
 
         Args:
             words: of B plans, (B, K + 1, W).
-            places: at one moment of each, (B, K + 1, P).
+            places: at one moment of each, as the camera sees them (`seen`), (B, K + 1, P).
             row: to which of them a point belongs, (N,).
             xy: where it is: from the middle of the picture to the right and down, in half heights, (N, 2).
 
@@ -103,7 +103,7 @@ class Drafter(nn.Module):
 
     def draw(self, plan: Tensor, height: int, width: int) -> Draft:
         """Return the drafts of plans (B, K + 1, D)."""
-        words, places = plan.tensor_split([self.plans.word_count], dim=2)
+        words, places = seen(plan, self.plans).tensor_split([self.plans.word_count], dim=2)
         rows = (2 * torch.arange(height, device=plan.device) + 1 - height) / height
         columns = (2 * torch.arange(width, device=plan.device) + 1 - width) / height
         xy = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1).view(-1, 2)
@@ -111,7 +111,7 @@ class Drafter(nn.Module):
         layers = [
             self(words[clip : clip + 1], place[None], own[: len(part)], part)
             for clip in range(len(plan))
-            for place in places[clip].unflatten(-1, (-1, len(self.plans.scales))).unbind(1)
+            for place in places[clip].unflatten(-1, (-1, PLACE)).unbind(1)
             for part in xy.split(_AT_ONCE)
         ]
         drawn = torch.cat(layers).float().view(len(plan), -1, height, width, 7).permute(0, 4, 1, 2, 3)

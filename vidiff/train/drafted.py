@@ -20,7 +20,7 @@ from vidiff.diffusion.schedule import NoiseSchedule, log_snr
 from vidiff.errors import ConfigError
 from vidiff.models.build import Autoencoder
 from vidiff.models.drafter import Drafter
-from vidiff.tensors import expand_as
+from vidiff.tensors import expand_as, fast_bfloat16
 from vidiff.train.autoencoder_stage import to_video
 from vidiff.train.cache import Spans, digest, parts_of, read_clips
 
@@ -66,14 +66,17 @@ def cached_drafts(
     ``hashes`` name the weights of the autoencoder and of the drafter.
     """
 
+    device = next(autoencoder.buffers()).device
+
     @torch.no_grad()
     def draw(spans: Spans) -> Iterator[dict[str, Tensor]]:
         with closing(read_clips(data, list(chain(*spans)))) as clips:
             for span in spans:
                 drawn = {}
                 for index in span:
-                    clip = to_video(next(clips)[None]).to(next(autoencoder.buffers()).device)
-                    draft = drafter.draw(data.plan(index)[None].to(clip.device), *clip.shape[3:])
+                    clip = to_video(next(clips)[None]).to(device)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+                        draft = drafter.draw(data.plan(index)[None].to(device), *clip.shape[3:])
                     both = autoencoder.encode(torch.cat([draft.mean, draft.over(clip)]))
                     drawn[f"{index:08d}"] = both.flatten(0, 1).half().cpu()
                 yield drawn

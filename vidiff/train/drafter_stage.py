@@ -11,7 +11,7 @@ from vidiff.data.toyworld.dataset import ToyWorld, ToyWorldConfig
 from vidiff.errors import ConfigError
 from vidiff.model_folder import DrafterModelConfig
 from vidiff.models.drafter import Drafter, DrafterConfig
-from vidiff.models.plans import PlanConfig
+from vidiff.models.plans import PLACE, PlanConfig, seen
 from vidiff.train.autoencoder_stage import to_uint8, to_video
 from vidiff.train.trainer import TrainerConfig
 from vidiff.types import Batch
@@ -74,11 +74,10 @@ class DrafterStage:
         rng = np.random.default_rng(seed)
         frames = [int(rng.integers(len(self.clips[index]))) for index in indices]
         pictures = torch.stack([self.clips[index][frame][None] for index, frame in zip(indices, frames, strict=True)])
-        words, place = self.config.plans.word_count, len(self.config.plans.scales)
-        moments = []
+        words, moments = self.config.plans.word_count, []
         for index, frame in zip(indices, frames, strict=True):
-            plan, begin = self._plan(index), words + place * frame
-            moments.append(torch.cat([plan[:, :words], plan[:, begin : begin + place]], dim=1))
+            plan, begin = self._seen(index), words + PLACE * frame
+            moments.append(torch.cat([plan[:, :words], plan[:, begin : begin + PLACE]], dim=1))
         return Batch([self.data.key(index) for index in indices], video=to_video(pictures), plan=torch.stack(moments))
 
     def loss(self, player: str, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -100,10 +99,10 @@ class DrafterStage:
         layers = self.drafter(words, places, row, (2 * pixel + 1 - size) / height)
         return {"total": (self.drafter.laid(layers) - colors).square().mean()}
 
-    def _plan(self, index: int) -> Tensor:
-        """Return a clip's plan, (K + 1, D)."""
+    def _seen(self, index: int) -> Tensor:
+        """Return a clip's plan as the camera sees it, (K + 1, D)."""
         if index not in self._plans:  # poses take milliseconds
-            self._plans[index] = self.data.plan(index)
+            self._plans[index] = seen(self.data.plan(index)[None], self.config.plans)[0]
         return self._plans[index]
 
     @torch.no_grad()
@@ -111,7 +110,7 @@ class DrafterStage:
         """Return drafts of the first scenes."""
         assert isinstance(model, Drafter)
         count, (height, width) = min(2, self.size), self.clips[0].shape[1:3]
-        plans = torch.stack([self._plan(index) for index in range(count)]).to(next(model.parameters()).device)
+        plans = torch.stack([self.data.plan(index) for index in range(count)]).to(next(model.parameters()).device)
         drawn = to_uint8(model.draw(plans, height, width).mean).cpu()
         return {self.data.key(index): drawn[index] for index in range(count)}
 
