@@ -9,7 +9,7 @@ from vidiff.cli.output import console, result
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one: sprites, tiny.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped one: toyworld, sprites, tiny.")],
     data: Annotated[Path | None, typer.Option(help="Your clips, in place of the recipe's.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Default runs/NAME; a run that is there goes on.")] = None,
     set: Annotated[list[str] | None, typer.Option("--set", help="Override: stages.0.trainer.max_steps=500")] = None,

@@ -249,6 +249,11 @@ def test_a_planner_or_a_drafter_that_does_not_fit_is_named(folder, tmp_path):
     (broken / DRAFTER / "config.yaml").write_text(config.dump(other))
     with pytest.raises(CheckpointError, match="draws plans of another kind"):
         load(broken)
+    shutil.copy(folder / DRAFTER / "config.yaml", broken / DRAFTER / "config.yaml")
+    own = (folder / PLANNER / "config.yaml").read_text()
+    (broken / PLANNER / "config.yaml").write_text(own.replace("fps: 6.0", "fps: 12.0"))
+    with pytest.raises(CheckpointError, match="it plans 5 frames at 12 a second, not 5 at 6"):
+        load(broken)
     shutil.copy(broken / "config.yaml", broken / PLANNER / "config.yaml")
     with pytest.raises(CheckpointError, match="is no planner"):
         load(broken)

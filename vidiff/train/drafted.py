@@ -31,7 +31,7 @@ class DraftsConfig:
 
     drafter: str = "drafter"  # an earlier stage
     share: float = 0.75  # of the samples of a step; the others are clips under noise, as without drafts
-    begin: float = 0.7  # time at which clips begin as drafts: what sampling is told as draft_t
+    begin: float = 0.7  # time at which clips begin as drafts; sampling may begin a little later (draft_t)
 
     def __post_init__(self) -> None:
         for name in ("share", "begin"):
@@ -65,7 +65,6 @@ def cached_drafts(
 
     ``hashes`` name the weights of the autoencoder and of the drafter.
     """
-
     device = next(autoencoder.buffers()).device
 
     @torch.no_grad()

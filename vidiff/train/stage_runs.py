@@ -42,8 +42,9 @@ from vidiff.train.drafter_stage import DrafterStage, DrafterStageConfig
 from vidiff.train.evaluator_stage import EvaluatorStage, EvaluatorStageConfig
 from vidiff.train.held_out import HeldOutEvaluation
 from vidiff.train.planner_stage import PlannerStage
+from vidiff.train.stage import Stage
 from vidiff.train.stream import Latents, StreamedLatents, StreamedText
-from vidiff.train.trainer import device, is_main_process, train
+from vidiff.train.trainer import TrainerConfig, device, is_main_process, train
 from vidiff.train.verifier_stage import VerifierStage, VerifierStageConfig
 from vidiff.types import LatentSpec, Size, TextEncoder
 
@@ -115,8 +116,7 @@ def train_denoiser(
         stage.evaluation = _evaluation(stage_config, model_config, autoencoder, encoder, run_dir, console)
     if stage_config.starts_from is not None:
         start_from(run_dir / stage_config.starts_from / "export", stage.denoiser, model_config, autoencoder.latents)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+    _train_and_export(stage, stage_config.trainer, model_config, run_dir, console)
 
 
 def _evaluation(
@@ -163,8 +163,7 @@ def train_evaluator(
     clips = [clip for source in sources for clip in cached_clips(cache, source, console)]
     text = cached_text(cache, encoder, encoder.fingerprint, data, console)
     stage = EvaluatorStage(stage_config, model_config, data, clips, text, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+    _train_and_export(stage, stage_config.trainer, model_config, run_dir, console)
 
 
 def train_verifier(
@@ -190,8 +189,7 @@ def train_verifier(
     model_config = VerifierModelConfig(stage_config.verifier, (c, f, h, w), counts, recipe.text, encoder.dim)
     pictures = (worlds[1], latents[1]) if len(worlds) > 1 else None
     stage = VerifierStage(stage_config, model_config, worlds[0], latents[0], text, pictures, denoiser, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+    _train_and_export(stage, stage_config.trainer, model_config, run_dir, console)
 
 
 def model_config_of(
@@ -231,8 +229,7 @@ def train_planner(
     model_config = model_config_of(stage_config, recipe, encoder.dim, data.config, data.fps)
     text = cached_text(run_dir / "cache", encoder, encoder.fingerprint, data, console)
     stage = PlannerStage(stage_config, model_config, data, text, codec, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+    _train_and_export(stage, stage_config.trainer, model_config, run_dir, console)
 
 
 def train_drafter(
@@ -243,5 +240,10 @@ def train_drafter(
     model_config = DrafterModelConfig(stage_config.drafter, stage_config.plans)
     clips = cached_clips(run_dir / "cache", data, console)
     stage = DrafterStage(stage_config, model_config, data, clips, identity)
-    ema = train(stage, stage_config.trainer, run_dir / stage_config.name, console)
-    save_model(run_dir / stage_config.name / "export", config.to_dict(model_config), ema.state_dict())
+    _train_and_export(stage, stage_config.trainer, model_config, run_dir, console)
+
+
+def _train_and_export(stage: Stage, trainer: TrainerConfig, model_config: Any, run_dir: Path, console: Console) -> None:
+    """Train ``stage`` and write the moving average of its weights as a model folder."""
+    ema = train(stage, trainer, run_dir / stage.name, console)
+    save_model(run_dir / stage.name / "export", config.to_dict(model_config), ema.state_dict())
