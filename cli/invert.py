@@ -61,7 +61,7 @@ def invert(
         folder, where = find_model(model), chosen_device(device)
         # As exact as can be, since what is found is sampled from again.
         strategy = strategy_for(
-            *(folder, memory, where, torch.float32), weights="full", samples=lambda config: 1, clip=True
+            *(folder, memory, where, torch.float32), weights="full", samples=lambda config: 1, inverts=True
         )
         pipeline = load(folder, where, torch.float32, strategy)
         frames, size = read_frames(clip, pipeline)

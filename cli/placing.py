@@ -24,7 +24,7 @@ def strategy_for(
     weights: "Weights | None" = None,
     picture: bool = False,
     samples: "Callable[[ModelConfig], int]" = lambda config: config.sampling.guidance.samples(),
-    clip: bool = False,
+    inverts: bool = False,
 ) -> "Strategy | None":
     """Return how a published model goes to the device, and print the plan; None for a model that goes there whole.
 
@@ -38,7 +38,7 @@ def strategy_for(
         weights: of the transformer's blocks; None is what the plan finds best.
         picture: whether clips start from one.
         samples: that each clip is in one call of the transformer; by default as the model's own guidance has it.
-        clip: whether one is there, and is encoded.
+        inverts: whether a clip is encoded, and none is decoded.
 
     Raises:
         ConfigError: if nothing fits, the model is one of ours, or torchao does not do for the weights.
@@ -70,7 +70,7 @@ def strategy_for(
         device=device,
         weights=None if weights is None else (weights,),
         picture=picture,
-        clip=clip,
+        inverts=inverts,
     )
     if found.strategy.weights != "full":
         check_available(found.strategy.weights)

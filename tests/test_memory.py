@@ -146,9 +146,10 @@ def test_a_picture_is_planned_with_its_encoder_and_its_own_phase() -> None:
         plan(replace(IMAGES, transformers=(DiTConfig(concat_channels=20),)), LARGE, budget=12, weights=("full",))
 
 
-def test_a_clip_that_is_there_is_planned_with_its_own_phase_as_long_as_it_is() -> None:
-    without, given = (plan(WAN_1B, SMALL, budget=16, weights=("full",), clip=clip) for clip in (False, True))
+def test_a_clip_that_is_inverted_is_planned_with_its_own_phase_as_long_as_it_is() -> None:
+    without, given = (plan(WAN_1B, SMALL, budget=16, weights=("full",), inverts=one) for one in (False, True))
     (coding,) = (one for one in given.phases if one not in without.phases)
+    assert [one.name for one in given.phases] == ["encode text", "encode pictures", "denoise"]  # none is decoded
     assert coding.name == "encode pictures" and dict(coding.parts)["autoencoder"] == 4 * autoencoder_weights(
         WAN_1B.autoencoder
     )
@@ -180,6 +181,26 @@ def test_a_cpu_holds_everything_in_one_memory() -> None:
     assert all(phase.bytes > 4 * (weights + autoencoder_weights(small.autoencoder)) for phase in found.phases)
     with pytest.raises(ConfigError, match="GiB of memory at the least"):
         plan(small, Size(17, 64, 64, 8.0), device="cpu", budget=0.6)
+
+
+def test_weights_of_a_byte_are_made_of_full_ones_in_the_same_memory_on_a_cpu() -> None:
+    found = plan(WAN_1B, SMALL, budget=80, device="cpu", weights=("int8",))
+    full = transformer_weights(WAN_1B.transformers[0], WAN_1B.channels, WAN_1B.text_dim).total * 2
+    read = dict(phase(found, "read weights").parts)
+    assert read["transformer"] > full and read["autoencoder"] == 4 * autoencoder_weights(WAN_1B.autoencoder)
+    assert dict(phase(found, "denoise").parts)["transformer"] < 0.6 * read["transformer"]
+    narrow, whole = (plan(WAN_14B, SMALL, budget=60, device="cpu", weights=(one,)) for one in ("int8", "full"))
+    assert narrow.needed >= phase(narrow, "read weights").needed > 27 * 2**30
+    assert [one.name for one in whole.phases] == ["encode text", "denoise", "decode"]
+    with pytest.raises(ConfigError, match="read weights needs"):
+        plan(WAN_14B, Size(1, 128, 128, 16.0), budget=25, device="cpu", weights=("int8",))
+
+
+def test_all_of_a_transformer_is_on_the_host_before_its_layers_are_streamed() -> None:
+    found = plan(WAN_14B, SMALL, budget=16, weights=("full",))
+    assert found.strategy.transformer == "streamed"
+    transformer = sum(row.bytes for row in found.rows if row.what.startswith("transformer"))
+    assert found.host == transformer + 4 * autoencoder_weights(WAN_14B.autoencoder)
 
 
 def test_the_table_says_what_lies_where() -> None:

@@ -53,7 +53,7 @@ class Row:
 class Phase:
     """One phase and what it puts on the device."""
 
-    name: Literal["encode text", "encode pictures", "denoise", "decode"]
+    name: Literal["encode text", "encode pictures", "read weights", "denoise", "decode"]
     parts: tuple[tuple[str, int], ...]  # names and bytes
 
     @property
@@ -105,7 +105,7 @@ class _Task:
     dtype: torch.dtype
     device: torch.device
     picture: bool
-    clip: bool
+    inverts: bool
 
     @property
     def pictures(self) -> Literal["none", "concat", "known"]:
@@ -145,7 +145,7 @@ def plan(
     device: torch.device | str = "cuda",
     weights: Sequence[Weights] | None = None,
     picture: bool = False,
-    clip: bool = False,
+    inverts: bool = False,
 ) -> MemoryPlan:
     """Return the fastest way to make clips that fits the memory there is.
 
@@ -160,14 +160,14 @@ def plan(
         weights: what the weights of the transformer's blocks may be, best first; None is full, and int8 where torchao
             is installed. Weights spread as those of linear layers are lose less in int8 than in fp8.
         picture: whether clips start from a picture, of a model that can do without.
-        clip: whether clips are there, and are encoded.
+        inverts: whether clips are there and are encoded, and none are decoded.
 
     Raises:
         ConfigError: if nothing fits, the size is not on the latent grid, or "auto" finds no such device.
     """
     device = torch.device(device)
     given = None if budget == "low" else _free(device) if budget == "auto" else int(float(budget) * GIB)
-    task = _Task(shape, size, clips, clips * samples, dtype, device, picture, clip)
+    task = _Task(shape, size, clips, clips * samples, dtype, device, picture, inverts)
     allowed: Sequence[Weights] = weights or (("full", "int8") if quantize.available() else ("full",))
     host = device.type != "cpu"  # whether there is another memory than the device's
 
@@ -176,7 +176,8 @@ def plan(
     text, encoding = _chosen(list(_encodings(task, host, kept)), given)
     (decode, parked), coding = _chosen(list(_codings(task, host, kept)), given)
     strategy = Strategy(text, transformer, held, decode, parked)
-    phases: tuple[Phase, ...] = (*encoding, *coding[1:], *denoising, coding[0])
+    before, after = ([phase for phase in coding if (phase.name == "decode") == last] for last in (False, True))
+    phases: tuple[Phase, ...] = (*encoding, *before, *denoising, *after)
     if not host:  # whatever waits does so in the memory that is planned
         phases = tuple(_beside(task, phase, kept) for phase in phases)
         if given is not None and (worst := max(phases, key=lambda phase: phase.needed)).needed > given:
@@ -216,7 +217,7 @@ def _encodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[Text, tuple
 
 def _denoisings(
     task: _Task, host: bool, held: Sequence[Weights]
-) -> Iterator[tuple[tuple[Kind, Weights], tuple[Phase]]]:
+) -> Iterator[tuple[tuple[Kind, Weights], tuple[Phase, ...]]]:
     kinds: list[Kind] = ["resident"]
     if host and len(task.shape.transformers) > 1:
         kinds.append("swapped")
@@ -247,22 +248,29 @@ def _denoisings(
             parts.append(("a widened layer", widened))
         if pictures := _picture_states(task):
             parts.append(("pictures", pictures))
-        yield (kind, weights), (Phase("denoise", (*parts, ("latents and text", latents))),)
+        phases: tuple[Phase, ...] = (Phase("denoise", (*parts, ("latents and text", latents))),)
+        if weights != "full" and not host:  # made of all weights in full, which lie in the same memory
+            phases = (Phase("read weights", (("transformer", _resident(task, kind, "full")),)), *phases)
+        yield (kind, weights), phases
 
 
 def _codings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], tuple[Phase, ...]]]:
-    """Yield ways to decode, with the phase in which pictures are encoded: the transformer waits in the same place."""
+    """Yield ways to decode, with the phase in which pictures are encoded: the transformer waits in the same place.
+
+    Where none are decoded, only encoding counts.
+    """
     size, config = task.size, task.shape.autoencoder
     pictures: tuple[tuple[str, int], ...] = ()
-    if task.clip or task.pictures != "none":
-        length = size.frames if task.clip or task.pictures == "concat" else 1
+    if task.inverts or task.pictures != "none":
+        length = size.frames if task.inverts or task.pictures == "concat" else 1
         frames = 2 * 4 * 3 * task.clips * size.height * size.width  # pictures, fitted one by one
         activations = encode_bytes(config, (length, size.height, size.width), task.clips)
         states = 2 * _picture_states(replace(task, samples=0))  # masks and latents, then together
         pictures = (("autoencoder", task.autoencoder), ("activations", activations), ("pictures", frames + states))
     for (decode, parked), phase in _decodings(task, host, kept):
         parts = pictures if parked else (*pictures, ("transformer", kept))
-        yield (decode, parked), (phase, *([Phase("encode pictures", parts)] if pictures else []))
+        encoding = [Phase("encode pictures", parts)] if pictures else []
+        yield (decode, parked), (*([] if task.inverts else [phase]), *encoding)
 
 
 def _decodings(task: _Task, host: bool, kept: int) -> Iterator[tuple[tuple[Decode, bool], Phase]]:
@@ -365,7 +373,9 @@ def _host(task: _Task, strategy: Strategy, rows: tuple[Row, ...]) -> int:
     others = sum(row.bytes for row in rows if row.where == "host" and row not in transformer)
     if strategy.weights != "full":  # made on the host, of all weights in full
         return others + _resident(task, "resident", "full")
-    return others + sum(row.bytes for row in transformer if row.where != "device" or strategy.parked)
+    # Of blocks that are streamed, the rest is read to the host with them.
+    stays = strategy.transformer == "resident" and not strategy.parked
+    return others + (0 if stays else sum(row.bytes for row in transformer))
 
 
 def _free(device: torch.device) -> int:

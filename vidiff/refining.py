@@ -32,6 +32,9 @@ OnStep = Callable[[int, int, Tensor], None]
 # Frames and pixels of the finer clip that the network sees at once, at most.
 WINDOWS = Windows(size=(33, 256, 256), overlap=(8, 64, 64))
 
+# Of whole frames, where the fewest that a network sees at once are more than that: the largest frame of 4K.
+WHOLE = 4096 * 2160
+
 
 @dataclass(frozen=True)
 class Refiner:
@@ -57,16 +60,21 @@ class Refiner:
     def windows(self, shape: tuple[int, int, int]) -> Windows:
         """Return the windows, on whole latents, in which a finer clip of ``shape`` (F, H, W) is made.
 
-        A network without layers along time is given whole frames, as many as fill no more memory than other windows do:
-        they have no seams, and nothing is made twice.
+        A network without layers along time is given whole frames, as many as fill no more memory than other windows do,
+        or the fewest it can be given while they have no more than `WHOLE` pixels: they have no seams, and nothing is
+        made twice. Larger frames are made in windows of so many pixels, since those have the fewest seams.
         """
         spec, backbone = self.pixels.latents, self.config.backbone
-        frames = min(WINDOWS.size[0], math.prod(WINDOWS.size) // math.prod(shape[1:]))
+        if not isinstance(backbone, UNet3DConfig) or backbone.temporal:
+            return whole(WINDOWS, spec, self.refines)
         step = math.lcm(spec.frame_stride, self.refines.factors[0])
-        frames = (frames - 1) // step * step + 1
-        if isinstance(backbone, UNet3DConfig) and not backbone.temporal and frames >= (1 if step == 1 else 1 + step):
-            return whole(Windows((frames, *shape[1:]), (0, 0, 0)), spec, self.refines)
-        return whole(WINDOWS, spec, self.refines)
+        fewest, pixels = 1 if step == 1 else 1 + step, math.prod(shape[1:])
+        if fewest * pixels > WHOLE:
+            side = math.isqrt(WHOLE // fewest) // spec.stride * spec.stride
+            return whole(Windows((fewest, side, side), (0, *WINDOWS.overlap[1:])), spec, self.refines)
+        frames = min(WINDOWS.size[0], math.prod(WINDOWS.size) // pixels)
+        frames = max(fewest, (frames - 1) // step * step + 1)
+        return whole(Windows((frames, *shape[1:]), (0, 0, 0)), spec, self.refines)
 
     @torch.no_grad()
     def refine(
