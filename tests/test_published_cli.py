@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -357,3 +358,22 @@ def test_weights_in_shards_are_read_one_by_one(folder, tmp_path):
     component = open_component(tmp_path / "shards")
     assert len(set(component.files.values())) > 2
     assert component.shapes == {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def test_a_published_model_is_measured_by_the_plan_of_memory(vidiff, folder, tmp_path, monkeypatch):
+    from vidiff import diffusers_folder
+    from vidiff.types import Size
+
+    scheduled = diffusers_folder._scheduled
+    monkeypatch.setattr(diffusers_folder, "Size", lambda *published: Size(5, 32, 48, 16.0))
+    monkeypatch.setattr(diffusers_folder, "_scheduled", lambda of: replace(scheduled(of), num_steps=2))
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue cube spins\na green cone falls\n")
+    asked = ("evaluate", "--model", folder, "--prompts", "prompts.txt", "--metrics", "motion,flicker", "--batch", 2)
+    for memory in ((), ("--memory", "8")):
+        out = f"out{len(memory)}"
+        done = vidiff(*asked, *memory, "--out", out, "--json", f"{out}.json")
+        assert done.returncode == 0, done.stderr
+        assert ("of 8.0 GiB on the device" in done.stderr) == bool(memory)
+    plain, planned = (json.loads((tmp_path / f"{name}.json").read_text())["values"] for name in ("out0", "out2"))
+    assert [value["metric"] for value in plain] == ["motion", "flicker"] and len(plain[0]["per_clip"]) == 3
+    assert plain == planned
