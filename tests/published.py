@@ -1,10 +1,16 @@
-"""Tiny models saved by the reference library in the layout that published ones have."""
+"""Tiny models saved by the reference library in the layout that published ones have, and what both make of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from vidiff.diffusion.guidance import Guidance
+from vidiff.pipeline import Pipeline
+from vidiff.types import Size
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference")
 transformers = pytest.importorskip("transformers", reason="transformers holds the text encoder")
@@ -13,7 +19,14 @@ WORDS = ["a", "the", "red", "blue", "ball", "cat", "walks", "rolls", "right", "l
 TRANSFORMER: dict[str, Any] = dict(
     num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, ffn_dim=40, num_layers=2
 )
+# Of Wan 2.2: pixels folded two by two, and shortcuts around the levels.
+NEWER_VAE: dict[str, Any] = dict(
+    is_residual=True, patch_size=2, in_channels=12, out_channels=12, decoder_base_dim=6, scale_factor_spatial=16
+)
 STATISTICS: dict[str, Any] = dict(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.1, 2.0])
+SIZE = Size(9, 32, 48, 16.0)
+WIDE = Size(9, 32, 64, 16.0)  # whose sides tokens of the newer VAE's latents divide
+PROMPT, NEGATIVE = "a red ball rolls right", "a blue cat"
 
 
 def tokenizer() -> Any:
@@ -58,19 +71,25 @@ def scheduler(shift: float = 3.0) -> Any:
     )
 
 
-def text_to_video(folder: Path, experts: bool = False, **changes: Any) -> Any:
-    """Save a text-to-video pipeline, with two experts where that is asked for, and return it."""
+def text_to_video(folder: Path, experts: bool = False, newer: bool = False) -> Any:
+    """Save a text-to-video pipeline and return it.
+
+    Args:
+        folder: where it goes.
+        experts: give it two, as Wan 2.2 T2V A14B.
+        newer: give it the newer VAE and a time for each token, as Wan 2.2 TI2V 5B.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = diffusers.WanPipeline(
             tokenizer=tokenizer(),
             text_encoder=text_encoder(),
-            vae=vae(),
+            vae=vae(**NEWER_VAE) if newer else vae(),
             scheduler=scheduler(),
             transformer=transformer(),
             transformer_2=transformer() if experts else None,
             boundary_ratio=0.875 if experts else None,
-            **changes,
+            expand_timesteps=newer,
         )
     made.save_pretrained(folder)
     made.set_progress_bar_config(disable=True)
@@ -91,7 +110,18 @@ def image_processor() -> Any:
 
 
 def image_to_video(folder: Path, kind: str) -> Any:
-    """Save an image-to-video pipeline: ``clip`` as Wan 2.1, ``concat`` with two experts or ``known`` as Wan 2.2."""
+    """Save a pipeline and return it as an image-to-video one.
+
+    Args:
+        folder: where it goes.
+        kind: ``clip`` as Wan 2.1 I2V, ``concat`` with two experts as Wan 2.2 I2V, ``newer`` as Wan 2.2 TI2V, which
+            is saved as a text-to-video pipeline, or ``known``: the same with the older VAE, and saved as it is.
+    """
+    if kind == "newer":
+        text_to_video(folder, newer=True)
+        made = diffusers.WanImageToVideoPipeline.from_pretrained(folder)
+        made.set_progress_bar_config(disable=True)
+        return made
     changes: dict[str, Any] = {} if kind == "known" else {"in_channels": 12}
     if kind == "clip":
         changes |= {"image_dim": 14, "added_kv_proj_dim": 24}
@@ -112,3 +142,35 @@ def image_to_video(folder: Path, kind: str) -> Any:
     made.save_pretrained(folder)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def noise(size: Size = SIZE, stride: int = 8) -> Tensor:
+    frames = (size.frames - 1) // 4 + 1
+    shape = (1, 4, frames, size.height // stride, size.width // stride)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def reference(pipeline: Any, output_type: str = "latent", steps: int = 4, size: Size = SIZE, **kwargs: Any) -> Any:
+    with torch.no_grad():
+        return pipeline(
+            prompt=PROMPT,
+            negative_prompt=NEGATIVE,
+            height=size.height,
+            width=size.width,
+            num_frames=size.frames,
+            num_inference_steps=steps,
+            output_type=output_type,
+            max_sequence_length=512,
+            **kwargs,
+        ).frames
+
+
+def ours(
+    pipeline: Pipeline, scale: float | str, steps: int = 4, own: Any = None, size: Size = SIZE, **kwargs: Any
+) -> Tensor:
+    sampling = replace(own or pipeline.config.sampling, num_steps=steps, guidance=Guidance(scale=scale))
+    return pipeline.sample([PROMPT], [0], size, sampling, negatives=[NEGATIVE], **kwargs)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()

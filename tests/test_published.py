@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.published import diffusers, image_to_video, text_to_video
+from tests.published import (
+    NEGATIVE,
+    PROMPT,
+    SIZE,
+    WIDE,
+    difference,
+    diffusers,
+    image_to_video,
+    noise,
+    ours,
+    reference,
+    text_to_video,
+)
 from vidiff.decoding import decode
 from vidiff.diffusion.guidance import Guidance
 from vidiff.errors import ConfigError
@@ -17,40 +29,6 @@ from vidiff.sampling.multistep import DEIS, DPMpp2M, DPMpp2MSDE, DPMpp3M
 from vidiff.sampling.one_step import DDIM, DDPM, LCM, Euler, EulerAncestral
 from vidiff.sampling.two_stage import DPMpp2S, Heun
 from vidiff.sampling.unipc import UniPC
-from vidiff.types import Size
-
-SIZE = Size(9, 32, 48, 16.0)
-PROMPT, NEGATIVE = "a red ball rolls right", "a blue cat"
-
-
-def noise(size=SIZE, stride=8):
-    frames = (size.frames - 1) // 4 + 1
-    shape = (1, 4, frames, size.height // stride, size.width // stride)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def reference(pipeline, output_type="latent", steps=4, **kwargs):
-    with torch.no_grad():
-        return pipeline(
-            prompt=PROMPT,
-            negative_prompt=NEGATIVE,
-            height=SIZE.height,
-            width=SIZE.width,
-            num_frames=SIZE.frames,
-            num_inference_steps=steps,
-            output_type=output_type,
-            max_sequence_length=512,
-            **kwargs,
-        ).frames
-
-
-def ours(pipeline, scale, steps=4, own=None, **kwargs):
-    sampling = replace(own or pipeline.config.sampling, num_steps=steps, guidance=Guidance(scale=scale))
-    return pipeline.sample([PROMPT], [0], SIZE, sampling, negatives=[NEGATIVE], **kwargs)
-
-
-def difference(found, expected):
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +37,21 @@ def plain(tmp_path_factory):
     return text_to_video(folder), load(folder)
 
 
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("newer")
+    return text_to_video(folder, newer=True), load(folder)
+
+
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_a_text_makes_the_latents_and_frames_of_the_reference(plain, scale):
-    pipeline, model = plain
-    expected = reference(pipeline, latents=noise(), guidance_scale=scale)
-    found = ours(model, scale, noise=[noise()[0]])
+@pytest.mark.parametrize(("kind", "size", "stride"), [("plain", SIZE, 8), ("newer", WIDE, 16)])
+def test_a_text_makes_the_latents_and_frames_of_the_reference(request, kind, size, stride, scale):
+    pipeline, model = request.getfixturevalue(kind)
+    x = noise(size, stride)
+    expected = reference(pipeline, size=size, latents=x, guidance_scale=scale)
+    found = ours(model, scale, size=size, noise=[x[0]])
     assert difference(found, expected) < 1e-3
-    frames = reference(pipeline, "np", latents=noise(), guidance_scale=scale)
+    frames = reference(pipeline, "np", size=size, latents=x, guidance_scale=scale)
     made = decode(model.autoencoder, found)[0].numpy()
     assert np.abs(made - 255 * np.asarray(frames)[0]).max() < 1.5
 
@@ -220,19 +206,24 @@ def test_two_experts_take_turns_as_in_the_reference(tmp_path):
     assert difference(ours(model, "4@0.875:1,3", 6, noise=[noise()[0]]), expected) > 0.01  # so that the turn is seen
 
 
-@pytest.mark.parametrize("kind", ["clip", "concat", "known"])
+@pytest.mark.parametrize("kind", ["clip", "concat", "known", "newer"])
 def test_a_picture_starts_the_clip_of_the_reference(tmp_path, kind):
     from PIL import Image
 
     pipeline = image_to_video(tmp_path, kind)
-    picture = np.random.default_rng(0).integers(0, 256, (SIZE.height, SIZE.width, 3), dtype=np.uint8)
-    expected = reference(pipeline, image=Image.fromarray(picture), latents=noise(), guidance_scale=3.0)
+    size, stride = (WIDE, 16) if kind == "newer" else (SIZE, 8)
+    picture = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
+    x = noise(size, stride)
+    expected = reference(pipeline, size=size, image=Image.fromarray(picture), latents=x, guidance_scale=3.0)
     model = load(tmp_path)
-    found = ours(model, 3.0, noise=[noise()[0]], pictures=[picture])
+    found = ours(model, 3.0, size=size, noise=[x[0]], pictures=[picture])
     assert difference(found, expected) < 1e-3
-    if kind != "known":
+    if kind in ("clip", "concat"):
         with pytest.raises(ConfigError, match="give one with --image"):
             ours(model, 3.0)
+    else:
+        without = ours(model, 3.0, size=size, noise=[x[0]])
+        assert difference(without, expected) > 0.01  # so that the picture is seen
 
 
 def test_a_picture_that_a_model_does_not_take_is_refused(plain):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from vidiff import __version__, checkpoint, config, files
+from vidiff.components import read_json
 from vidiff.diffusers_folder import INDEX, DiffusersFolder, open_diffusers_folder
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.interop import schedulers, wan_autoencoder, wan_transformer
-from vidiff.interop.component import read_json
 from vidiff.model_folder import (
     AUTOENCODER,
     ModelConfig,
@@ -142,9 +142,11 @@ def _scheduler(settings: ModelConfig) -> dict[str, Any]:
 def _index(settings: ModelConfig, scheduler: dict[str, Any], target: Path) -> dict[str, Any]:
     transformer = ["diffusers", "WanTransformer3DModel"]
     experts = isinstance(settings.backbone, ExpertsConfig)
+    # What also takes a picture as its first frame, as Wan 2.2 TI2V 5B, is published as a text-to-video pipeline.
+    shown = settings.pictures == "concat"
     tokenizer = read_json(target / "tokenizer" / "tokenizer_config.json").get("tokenizer_class", "T5TokenizerFast")
     index: dict[str, Any] = {
-        "_class_name": "WanPipeline" if settings.pictures == "none" else "WanImageToVideoPipeline",
+        "_class_name": "WanImageToVideoPipeline" if shown else "WanPipeline",
         "_vidiff_version": __version__,
         "boundary_ratio": settings.backbone.boundaries[0] if isinstance(settings.backbone, ExpertsConfig) else None,
         "expand_timesteps": settings.pictures == "known",
@@ -155,7 +157,7 @@ def _index(settings: ModelConfig, scheduler: dict[str, Any], target: Path) -> di
         "transformer_2": transformer if experts else [None, None],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-    if settings.pictures != "none":
+    if shown:
         seen = (target / "image_encoder").is_dir()
         index["image_encoder"] = ["transformers", "CLIPVisionModel"] if seen else [None, None]
         index["image_processor"] = ["transformers", "CLIPImageProcessor"] if seen else [None, None]

@@ -52,6 +52,11 @@ PUBLISHED = (
         negative=f"镜头晃动，{_NEGATIVE}", params=16.395,
     ),
     Published(
+        name="Wan 2.1 I2V 14B 720P", hub="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", width=5120, depth=40,
+        latent_channels=16, size=LARGE, num_steps=40, guidance=5.0, shift=5.0, pictures="concat", image_dim=1280,
+        negative=f"镜头晃动，{_NEGATIVE}", params=16.395,
+    ),
+    Published(
         name="Wan 2.2 T2V A14B", hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers", width=5120, depth=40, latent_channels=16,
         size=LARGE, num_steps=40, guidance="4@0.875:1,3", shift=12.0, boundary=0.875, params=14.288,
     ),
@@ -67,11 +72,16 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def published(config: DiTConfig, latent_channels: int, boundary: float | None) -> Published | None:
-    """Return the published model of this shape, or None for any other."""
+def published(config: DiTConfig, latent_channels: int, boundary: float | None, place: str = "") -> Published | None:
+    """Return the published model of this shape, or None for any other.
+
+    Of two that differ in their settings only, it is the one whose hub id is in ``place``, or the first.
+    """
     wanted = (config.dim, config.depth, latent_channels, boundary, config.image_dim, config.concat_channels > 0)
-    for one in PUBLISHED:
-        shape = (one.width, one.depth, one.latent_channels, one.boundary, one.image_dim, one.pictures == "concat")
-        if shape == wanted:
-            return one
-    return None
+    found = [
+        one
+        for one in PUBLISHED
+        if (one.width, one.depth, one.latent_channels, one.boundary, one.image_dim, one.pictures == "concat") == wanted
+    ]
+    named = [one for one in found if one.hub.partition("/")[2] in place]
+    return next(iter(named or found), None)
