@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidiff.cli.output import console, note, result, terminated_as_interrupt, warn
-from vidiff.resources import DEFAULT_MODEL
+from vidiff.resources import DEFAULT_MODEL, fast_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vidiff.generation import Job, Result, Settings
     from vidiff.model_folder import ModelConfig, SamplingConfig
     from vidiff.pipeline import Pipeline
-    from vidiff.sampling.noise import NoiseFrom
     from vidiff.sampling.times import Spacing
     from vidiff.types import Size
 
@@ -128,9 +127,12 @@ def generate(
     with terminated_as_interrupt():
         from vidiff.candidates import resolved
         from vidiff.cli import jobs as planning
+        from vidiff.cli.placing import fetched, fitting_size
         from vidiff.cli.starts import Ways
+        from vidiff.pipeline import find_model
 
         ways = Ways(to_seed, to_prompt, vary, strength, noise)
+        drawn_as = planning.noise_origin(noise_from)
         planned = planning.plan(prompt, from_file, output, negative, seed, num, format, travel, ways)
         for job in planned:
             planning.check_writable(job.output)
@@ -138,7 +140,7 @@ def generate(
             from vidiff.starting import picture_file
 
             planned = [replace(job, picture=picture_file(image)) for job in planned]
-        model = _fast(model) if fast else model
+        model = fast_model(model) if fast else model
         told = _Sampler(sampler, eta, order, spacing, times)
         sampled = partial(_sampling, planned[0], steps, guidance, guidance_rescale, temperature, told, set or [])
 
@@ -146,15 +148,15 @@ def generate(
             own = sampled(config)
             return planning.samples(planned, own.guidance, batch, own.negative if negative is None else "")
 
+        folder = find_model(model, fetched if download else None)
+        size = fitting_size(folder, size, None if noise is not None else image)
         room = _Room(memory, weights, frames, size, batch, image is not None, samples)
-        pipeline, loras = _load(model, device, dtype, download, lora or [], room)
+        pipeline, loras = _load(folder, model, device, dtype, lora or [], room)
         sampling = sampled(pipeline.config)
         shared = _settings(pipeline, model, sampling, frames, fps, size, format, planned, upscale, dtype, stages)
         drawn = all(job.noise is None and job.arc is None for job in planned)
         settled = resolved(pipeline, shared.sampling, shared.size, candidates, drawn)
-        shared = replace(
-            shared, sampling=settled, keep_stages=keep_stages, noise_from=_noise_from(noise_from), loras=loras
-        )
+        shared = replace(shared, sampling=settled, keep_stages=keep_stages, noise_from=drawn_as, loras=loras)
         if negative is None:
             planned = [job if job.negative else replace(job, negative=shared.sampling.negative) for job in planned]
         waiting = _unfinished(pipeline, planned, shared) if from_file else planned
@@ -173,22 +175,6 @@ def _unfinished(pipeline: "Pipeline", jobs: "list[Job]", shared: "Settings") -> 
     return waiting
 
 
-def _fast(model: str) -> str:
-    from vidiff.resources import fast_model
-
-    return fast_model(model)
-
-
-def _noise_from(name: str) -> "NoiseFrom":
-    from vidiff.errors import ConfigError
-
-    if name == "reference":
-        return "reference"
-    if name != "vidiff":
-        raise ConfigError(f"--noise-from is vidiff or reference, got {name!r}")
-    return "vidiff"
-
-
 @dataclass(frozen=True)
 class _Room:
     """What the command says of memory, and of what is to be made in it."""
@@ -203,7 +189,7 @@ class _Room:
 
 
 def _load(
-    model: str, device: str | None, dtype: str | None, download: bool, loras: list[str], room: _Room
+    folder: Path, model: str, device: str | None, dtype: str | None, loras: list[str], room: _Room
 ) -> "tuple[Pipeline, tuple[LoRAFile, ...]]":
     """Return the model with ``loras`` in its weights."""
     import torch
@@ -211,13 +197,12 @@ def _load(
     from vidiff.adapting import adapted, lora_file
     from vidiff.cli.devices import checked_dtype, chosen_device
     from vidiff.cli.placing import checked_weights, sized, strategy_for
-    from vidiff.pipeline import find_model, load
+    from vidiff.pipeline import load
 
     found = tuple(lora_file(text) for text in loras)
-    folder = find_model(model, download)
     chosen = chosen_device(device)
     precision = None if dtype is None else getattr(torch, checked_dtype(dtype))
-    size = sized(folder, room.frames, room.size)
+    size = sized(folder, room.frames, room.size, room.picture)
     weights = checked_weights(room.weights)
     strategy = strategy_for(
         folder, room.memory, chosen, precision, size, room.clips, weights, room.picture, room.samples

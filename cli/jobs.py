@@ -14,6 +14,7 @@ from vidiff.diffusion.travel import TRAVELS, checked_travel, literal, parsed, tr
 from vidiff.errors import ConfigError, DataError, ResourceError
 from vidiff.generation import Job
 from vidiff.pipeline import Pipeline
+from vidiff.sampling.noise import NoiseFrom
 from vidiff.types import Size
 
 _MAX_PROMPT = 2_000
@@ -190,3 +191,12 @@ def checked(prompt: str, place: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ConfigError(f"{place} holds control or broken characters")
     return text
+
+
+def noise_origin(name: str) -> NoiseFrom:
+    """Return what ``--noise-from`` says; raises a ConfigError if it is neither of the two."""
+    if name == "reference":
+        return "reference"
+    if name != "vidiff":
+        raise ConfigError(f"--noise-from is vidiff or reference, got {name!r}")
+    return "vidiff"

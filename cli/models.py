@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidiff.cli.output import console, note, terminated_as_interrupt
+from vidiff.cli.output import console, terminated_as_interrupt
 from vidiff.resources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ def pull(model: Annotated[str, typer.Argument(help="OWNER/NAME, or OWNER/NAME@CO
     Example: vidiff models pull Wan-AI/Wan2.1-T2V-1.3B-Diffusers
     """
     with terminated_as_interrupt():
-        from vidiff.hub import pull as fetch
+        from vidiff.cli.placing import fetched
+        from vidiff.hub import pinned
 
-        pulled = fetch(model, note)
-        print(f"{pulled.folder}  {pulled.revision}")
+        folder = fetched(model)
+        print(f"{folder}  {pinned()[model.partition('@')[0]]}")
 
 
 @app.command()
@@ -99,7 +100,7 @@ def convert(
 
     Examples:
 
-      vidiff models convert Wan-AI/Wan2.1-T2V-1.3B-Diffusers wan/
+      vidiff models convert Wan-AI/Wan2.1-T2V-1.3B-Diffusers ours/
 
       vidiff models convert runs/mine/export mine-diffusers/
     """

@@ -1,14 +1,17 @@
-"""Plans of memory on the command line: made, shown, and kept to."""
+"""Published models on the command line: fetched, checked and planned before anything is loaded."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidiff.cli.output import console
+from vidiff.cli.output import console, note
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import TaskID
 
+    from vidiff.diffusers_folder import DiffusersFolder
     from vidiff.memory import Strategy, Weights
     from vidiff.model_folder import ModelConfig
     from vidiff.types import Size
@@ -55,7 +58,9 @@ def strategy_for(
     if not is_diffusers_folder(folder):
         for name, given in (("--memory", memory), ("--weights", narrow)):
             if given is not None:
-                raise ConfigError(f"{name} is for published models; this one is small and goes to the device as it is")
+                raise ConfigError(
+                    f"{name} is for published models in the diffusers layout; one of ours goes to the device as a whole"
+                )
         return None
     if memory is None and narrow is None and device.type == "cpu":
         return None
@@ -78,18 +83,74 @@ def strategy_for(
     return found.strategy
 
 
-def sized(folder: Path, frames: int | None, size: str | None) -> "Size | None":
-    """Return the size that a command names, with the model's own for what it leaves open; None without such a model."""
+def fetched(name: str) -> Path:
+    """Return the folder of a model that is fetched from the hub, with a bar for each large file."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vidiff.hub import pull
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def on_bytes(path: str, done: int, size: int) -> None:
+            if path not in tasks:
+                tasks[path] = progress.add_task(path)
+            progress.update(tasks[path], completed=done, total=size)
+
+        return pull(name, note, on_bytes).folder
+
+
+def sized(folder: Path, frames: int | None, size: str | None, picture: bool) -> "Size | None":
+    """Return the size that a command names, with the model's own for what it leaves open; None for a model of ours.
+
+    Raises:
+        ConfigError: if a published model makes no such clips, or not out of what is given, before it is loaded.
+    """
     from dataclasses import replace
 
     from vidiff.diffusers_folder import is_diffusers_folder, open_diffusers_folder
-    from vidiff.sizes import parsed_size
+    from vidiff.sizes import check_grid, check_limits, parsed_size
+    from vidiff.starting import check_pictures
 
-    if not is_diffusers_folder(folder) or (frames is None and size is None):
+    if not is_diffusers_folder(folder):
         return None
-    own = open_diffusers_folder(folder).config.size
+    opened = open_diffusers_folder(folder)
+    check_pictures(opened.config.pictures, picture)
+    own = opened.config.size
     height, width = (own.height, own.width) if size is None else parsed_size(size)
-    return replace(own, frames=own.frames if frames is None else frames, height=height, width=width)
+    wanted = replace(own, frames=own.frames if frames is None else frames, height=height, width=width)
+    check_limits(wanted)
+    check_grid(wanted, *_grid(opened))
+    return wanted
+
+
+def fitting_size(folder: Path, size: str | None, image: Path | None) -> str | None:
+    """Return ``size``, or for None how large clips of a published model become that start from ``image``.
+
+    They have the picture's shape and at most the model's own number of pixels, as published.
+    """
+    from vidiff.diffusers_folder import is_diffusers_folder, open_diffusers_folder
+    from vidiff.starting import picture_file
+
+    if size is not None or image is None or not is_diffusers_folder(folder):
+        return size
+    opened = open_diffusers_folder(folder)
+    own, (_, side) = opened.config.size, _grid(opened)
+    high, wide = picture_file(image).read().shape[:2]
+    sides = (math.sqrt(own.height * own.width * shape) for shape in (high / wide, wide / high))
+    height, width = (max(side, round(one) // side * side) for one in sides)
+    if (height, width) != (own.height, own.width):
+        note(f"{width}x{height}, since the picture is {wide}x{high}; --size says otherwise")
+    return f"{width}x{height}"
+
+
+def _grid(opened: "DiffusersFolder") -> tuple[int, int]:
+    """Return (s, p): clips have s * n + 1 frames, and sides that are multiples of p pixels."""
+    from vidiff.models.build import token_patch
+
+    autoencoder = opened.shape().autoencoder
+    return autoencoder.frame_stride, autoencoder.stride * math.lcm(*token_patch(opened.config.backbone)[1:])
 
 
 def checked_weights(name: str | None) -> "Weights | None":

@@ -10,11 +10,11 @@ def edited(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def weights_of(copy, change):
-    path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+def weights_of(copy, change, part="transformer"):
+    (path,) = (copy / part).glob("*.safetensors")
     weights = load_file(path)
     change(weights)
-    save_file(weights, path)
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def drop(weights):
@@ -36,3 +36,30 @@ def spoil(weights):
 def pickled(copy):
     path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
+
+
+def widened(name):
+    def change(weights):
+        weights[_full(weights, name)] = torch.zeros(3, *weights[_full(weights, name)].shape)
+
+    return change
+
+
+def spoiled(name, value=torch.nan):
+    def change(weights):
+        weights[_full(weights, name)].view(-1)[-1] = value
+
+    return change
+
+
+def dropped(name):
+    return lambda weights: weights.pop(_full(weights, name))
+
+
+def added(name, *shape):
+    return lambda weights: weights.update({name: torch.zeros(shape)})
+
+
+def _full(weights, name):
+    """Return the name with the prefix that some versions of transformers write before it."""
+    return next(full for full in weights if full.endswith(name))

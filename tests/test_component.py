@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vidiff.components import check_finite, open_component
 from vidiff.errors import CheckpointError
-from vidiff.interop.component import fill, open_component
+from vidiff.interop.component import fill
 
 WIDTH, LAYERS, SHARDS = 1024, 24, 3  # 4 MiB a weight, 8 of them a shard
 
@@ -43,21 +45,24 @@ def test_shards_fill_a_network_in_the_precision_asked_for(tmp_path):
 
 
 _PEAK = """
-import re, sys
+import gc, re, sys
 from pathlib import Path
 from tests import test_component as this
+from vidiff import components
 from vidiff.interop import component
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-module, opened = this.network(), component.open_component(Path(sys.argv[1]))
+module, opened = this.network(), components.open_component(Path(sys.argv[1]))
 component._put = lambda *args: None  # as if tensors went to another device
 component.fill(module, opened, dict)  # what is loaded on the first call stays
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-component.fill(module, opened, dict)
-print(status("VmHWM") - before)
+for _ in range(3):
+    gc.collect()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    component.fill(module, opened, dict)
+    print(status("VmHWM") - before)
 """
 
 
@@ -69,7 +74,8 @@ def test_the_host_never_holds_more_than_a_shard(tmp_path):
         pytest.skip("this kernel does not reset peaks")
     assert done.returncode == 0, done.stderr
     shard = max(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
-    assert 0 < float(done.stdout) < 1.2 * shard
+    # Whatever else the process does in one of three runs only adds to its peak.
+    assert 0 < min(map(float, done.stdout.split())) < 1.2 * shard
 
 
 @pytest.mark.parametrize(
@@ -78,6 +84,8 @@ def test_the_host_never_holds_more_than_a_shard(tmp_path):
         ({"0.weight": "../x.safetensors"}, "outside of its folder"),
         ({"0.weight": "gone.safetensors"}, "gone.safetensors: missing"),
         ({}, "lists no weights"),
+        ({"0.weight": ["model-00001-of-00003.safetensors"]}, r"0\.weight is in no file but \['model-"),
+        ({"0.weight": 5}, r"index\.json: 0\.weight is in no file but 5"),
         ({"nothing": "model-00001-of-00003.safetensors"}, "the index names nothing"),
     ],
 )
@@ -94,3 +102,21 @@ def test_a_cut_shard_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match=r"00002-of-00003.*not a whole safetensors file"):
         open_component(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(dtype, value):
+    for place in (0, 500, 1000):
+        tensor = torch.linspace(-1, 1, 1001, dtype=dtype)
+        check_finite(Path("x"), "some", tensor)
+        tensor[place] = value
+        with pytest.raises(CheckpointError, match="x: some is not finite"):
+            check_finite(Path("x"), "some", tensor)
+
+
+def test_the_file_that_is_read_whole_is_the_one_that_is_checked(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    save_file({"other.weight": torch.zeros(2)}, folder / "model.safetensors")
+    assert len(open_component(folder).shapes) == LAYERS
+    assert open_component(folder, "model.safetensors").shapes == {"other.weight": (2,)}

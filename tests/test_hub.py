@@ -11,6 +11,7 @@ from vidiff.errors import CheckpointError, ConfigError, ResourceError
 from vidiff.pipeline import find_model
 
 FIRST, SECOND = "a" * 40, "b" * 40
+INDEX = {"_class_name": "WanPipeline"}
 FILES = {"model_index.json": 500, "transformer/x.safetensors": 10_000, "README.md": 100, "old.bin": 5_000}
 
 
@@ -20,23 +21,28 @@ def served(monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
 
-    state = SimpleNamespace(sha=FIRST, files=FILES, here=set(), fetched=[], fails=None)
+    state = SimpleNamespace(sha=FIRST, files=FILES, here=set(), fetched=[], fails=None, index=INDEX)
 
     class Api:
         def model_info(self, name, revision=None, files_metadata=False):
             if state.fails:
                 raise state.fails
-            siblings = [SimpleNamespace(rfilename=path, size=size) for path, size in state.files.items()]
+            siblings = [SimpleNamespace(rfilename=path, size=size, lfs=None) for path, size in state.files.items()]
             return SimpleNamespace(sha=revision or state.sha, siblings=siblings)
 
     def snapshot_download(name, revision, allow_patterns, local_files_only=False):
         state.fetched.append((name, revision, tuple(allow_patterns), local_files_only))
         return str(tmp_path / "snapshot")
 
+    def hf_hub_download(name, path, revision):
+        (tmp_path / path).write_text(json.dumps(state.index))
+        return str(tmp_path / path)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(
         huggingface_hub, "try_to_load_from_cache", lambda name, path, revision: "x" if path in state.here else None
     )
@@ -64,6 +70,17 @@ def test_a_revision_that_moved_is_refused_and_can_be_taken(served):
     assert hub.pinned() == {"some/model": SECOND}
 
 
+def test_generate_downloads_what_is_not_here_and_pins_it(served, monkeypatch, capsys, tmp_path):
+    from vidiff.cli.placing import fetched
+
+    assert find_model("some/model", fetched) == tmp_path / "snapshot"
+    assert hub.pinned() == {"some/model": FIRST} and len(served.fetched) == 1
+    served.fails = OSError("no route")
+    assert find_model("some/model", fetched) == tmp_path / "snapshot"  # nobody is asked for what is here
+    with pytest.raises(CheckpointError, match="no route"):
+        find_model(f"some/model@{SECOND}", fetched)
+
+
 def test_too_little_room_names_what_is_needed_and_free(served, monkeypatch):
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_400))
     with pytest.raises(ResourceError, match=r"needed.*free.*HF_HOME"):
@@ -86,6 +103,21 @@ def test_models_that_cannot_be_fetched_are_refused_in_one_line(served):
     with pytest.raises(CheckpointError, match=r"cannot be fetched \(no route\)") as caught:
         hub.pull("some/model", print)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_cannot_be_read_are_refused_before_anything_large_is_fetched(served):
+    served.index = {"_class_name": "FluxPipeline"}
+    with pytest.raises(CheckpointError, match=r"some/model: is a FluxPipeline, which cannot be read.*WanPipeline"):
+        hub.pull("some/model", print)
+    served.index = INDEX | {"text_encoder": ["their_code", "UMT5EncoderModel"]}
+    with pytest.raises(CheckpointError, match="code of its own"):
+        hub.pull("some/model", print)
+    served.files = {"diffusion_pytorch_model.safetensors": 10_000}
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+        hub.pull("some/model", print)
+    with pytest.raises(CheckpointError, match=r"Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers is$"):
+        hub.pull("Wan-AI/Wan2.1-T2V-1.3B", print)
+    assert not served.fetched and hub.pinned() == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"some/model": "main"})])

@@ -57,7 +57,7 @@ def test_models_that_invert_or_are_evaluated_are_planned_as_they_work(vidiff, fo
     planned = []
 
     def plan(*_, **task):
-        planned.append({name: task[name] for name in ("budget", "clips", "samples", "dtype", "weights", "clip")})
+        planned.append({name: task[name] for name in ("budget", "clips", "samples", "dtype", "weights", "inverts")})
         raise ConfigError("only planned")
 
     monkeypatch.setattr("vidiff.memory.plan", plan)
@@ -69,8 +69,8 @@ def test_models_that_invert_or_are_evaluated_are_planned_as_they_work(vidiff, fo
         assert done.returncode == 2 and "only planned" in done.stderr, done.stderr
     full = {"budget": 8.0, "dtype": torch.float32}
     assert planned == [
-        full | {"clips": 1, "samples": 1, "weights": ("full",), "clip": True},
-        full | {"clips": 3, "samples": 2, "weights": None, "clip": False},
+        full | {"clips": 1, "samples": 1, "weights": ("full",), "inverts": True},
+        full | {"clips": 3, "samples": 2, "weights": None, "inverts": False},
     ]
     for arguments, word in (
         ((*measured, "--model", "sprites", "--memory", "8"), "--memory is for published models"),

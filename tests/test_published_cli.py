@@ -351,7 +351,7 @@ def test_a_model_of_another_kind_has_no_place_in_the_diffusers_layout(vidiff):
 def test_weights_in_shards_are_read_one_by_one(folder, tmp_path):
     from diffusers import WanTransformer3DModel
 
-    from vidiff.interop.component import open_component
+    from vidiff.components import open_component
 
     model = stirred(WanTransformer3DModel.from_pretrained(folder / "transformer"))
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")

@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "vidiff").rglob("*.py"), *(ROOT / "cli").rglob("*.py"
 # A module may import what stands on its own line or further up.
 LAYERS = [
     {"errors", "tensors", "resources", "processes"},
-    {"files", "yaml12", "overrides", "types"},
+    {"files", "yaml12", "overrides", "types", "resuming", "digests", "components", "component_configs"},
     {"config", "weights", "optimizer_state", "motion", "refinement"},
     {"checkpoint"},
     {"diffusion", "models", "text", "data"},

@@ -6,8 +6,8 @@ model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidiff.component_configs import named_in
+from vidiff.components import Component, open_component, read_json
 from vidiff.diffusion.denoiser import Denoiser
 from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.schedule import FlowSchedule
-from vidiff.errors import CheckpointError, ConfigError, UserError
+from vidiff.digests import remembered
+from vidiff.errors import CheckpointError, ConfigError
 from vidiff.files import sha256_of
 from vidiff.interop import schedulers, wan_autoencoder, wan_transformer
-from vidiff.interop.component import Component, fill, open_component, read_json
+from vidiff.interop.component import fill
 from vidiff.interop.wan_published import MANY_PIXELS, Published, published
 from vidiff.model_folder import ModelConfig, Pictures, SamplingConfig
-from vidiff.models.autoencoder import VideoVAE
+from vidiff.models.autoencoder import VideoVAE, VideoVAEConfig
 from vidiff.models.dit import DiTConfig
 from vidiff.models.experts import Experts, ExpertsConfig
-from vidiff.models.shapes import ModelShape
+from vidiff.models.shapes import ModelShape, autoencoder_weights, transformer_weights
 from vidiff.sampling.times import FlowSpacing
 from vidiff.sampling.unipc import UniPC
 from vidiff.text.encoders import T5Config
+from vidiff.text.pretrained import WHOLE
 from vidiff.types import Size
 
 INDEX = "model_index.json"
@@ -54,17 +58,18 @@ class DiffusersFolder:
     known_as: Published | None  # None: a model of the same kind that is not among the published ones
     transformers: tuple[Component, ...]
     vae: Component
+    vae_config: VideoVAEConfig
 
     def shape(self) -> ModelShape:
         """Return what a plan of memory has to know; raises a CheckpointError if an encoder is not whole."""
-        text = open_component(self.folder / "text_encoder")
+        text = open_component(self.folder / "text_encoder", WHOLE)
         image_parameters, image_length = self._image_encoder()
         return ModelShape(
             transformers=(_expert(self.config),) * len(self.transformers),
-            channels=wan_autoencoder.config_from_diffusers(self.vae.config).latent_channels,
+            channels=self.vae_config.latent_channels,
             text_dim=self.config.text_dim,
             text_parameters=_parameters(text),
-            autoencoder=wan_autoencoder.config_from_diffusers(self.vae.config),
+            autoencoder=self.vae_config,
             text_length=_TEXT_TOKENS,
             image_parameters=image_parameters,
             image_length=image_length,
@@ -74,17 +79,17 @@ class DiffusersFolder:
         """Return the parameters of the image encoder and how many states it makes of a picture."""
         if _expert(self.config).image_dim is None:
             return 0, 0
-        found = open_component(self.folder / "image_encoder")
-        with _named_in(found.folder):
+        found = open_component(self.folder / "image_encoder", WHOLE)
+        with named_in(found.folder):
             return _parameters(found), 1 + (found.config["image_size"] // found.config["patch_size"]) ** 2
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoVAE:
         """Return the autoencoder, float32; raises a CheckpointError if a tensor is not as it should be."""
-        config = wan_autoencoder.config_from_diffusers(self.vae.config)
-        with torch.device("meta"):
+        config = self.vae_config
+        with named_in(self.vae.folder), torch.device("meta"):
             vae = VideoVAE(config)
         fill(vae, self.vae, wan_autoencoder.to_diffusers, device)
-        with _named_in(self.vae.folder):
+        with named_in(self.vae.folder):
             mean, std = (torch.tensor(self.vae.config[f"latents_{name}"]).float() for name in ("mean", "std"))
         channels = config.latent_channels
         if mean.shape != (channels,) or std.shape != (channels,):
@@ -107,7 +112,7 @@ class DiffusersFolder:
         Raises:
             CheckpointError: if a tensor is missing, left over or misshapen; it is named.
         """
-        with torch.device("meta"):
+        with named_in(self.folder), torch.device("meta"):
             denoiser = self.config.denoiser(vae.latents)
         self.read(denoiser, device, dtype)
         denoiser.null_tokens = torch.nn.Parameter(null, requires_grad=False)
@@ -137,25 +142,34 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         ConfigError: if a network is of a kind that our classes do not hold.
     """
     index = read_json(folder / INDEX)
-    _check_architecture(folder, index)
+    check_architecture(folder, index)
     names = ["transformer", *(["transformer_2"] if _has(index, "transformer_2") else [])]
-    transformers = tuple(open_component(folder / name) for name in names)
-    vae = open_component(folder / "vae")
-    with _named_in(transformers[0].folder):
-        found = [wan_transformer.config_from_diffusers(one.config) for one in transformers]
+    transformers = tuple(_opened(folder, name) for name in names)
+    vae = _opened(folder, "vae")
+    found = []
+    for one in transformers:
+        with named_in(one.folder):
+            found.append(wan_transformer.config_from_diffusers(one.config))
+            transformer_weights(*found[-1])  # for what cannot be built is damaged, too
+    with named_in(vae.folder):
+        vae_config = wan_autoencoder.config_from_diffusers(vae.config)
+        autoencoder_weights(vae_config)
     if any(one != found[0] for one in found):
         raise CheckpointError(f"{folder}: transformer and transformer_2 are of different shapes")
     dit, channels, text_dim = found[0]
-    boundary = index.get("boundary_ratio")
+    _check_widths(folder, text_dim, dit.image_dim)
+    with named_in(folder / INDEX):
+        boundary = None if index.get("boundary_ratio") is None else float(index["boundary_ratio"])
+        backbone = dit if boundary is None else ExpertsConfig(expert=dit, boundaries=(boundary,))
     if (boundary is None) != (len(transformers) == 1):
         raise CheckpointError(f"{folder / INDEX}: two transformers need a boundary_ratio, and one has none")
     pictures: Pictures = "known" if index.get("expand_timesteps") else "concat" if dit.concat_channels else "none"
-    known_as = published(dit, channels, boundary)
-    with _named_in(folder / "scheduler"):
+    known_as = published(dit, channels, boundary, str(folder.resolve()))
+    with named_in(folder / "scheduler"):
         sampling = _scheduled(folder) if known_as is None else _as_published(known_as)
     config = ModelConfig(
         name=folder.resolve().name if known_as is None else known_as.name,
-        backbone=dit if boundary is None else ExpertsConfig(expert=dit, boundaries=(float(boundary),)),
+        backbone=backbone,
         text=T5Config(
             source=str(folder), subfolder="text_encoder", tokenizer="../tokenizer", max_tokens=_TEXT_TOKENS, pad="max"
         ),
@@ -170,22 +184,40 @@ def open_diffusers_folder(folder: Path) -> DiffusersFolder:
         large_shift=None if known_as is None or known_as.large_shift is None else (MANY_PIXELS, known_as.large_shift),
         dtype="float32" if known_as is None else "bfloat16",
     )
-    return DiffusersFolder(folder, config, known_as, transformers, vae)
+    return DiffusersFolder(folder, config, known_as, transformers, vae, vae_config)
 
 
-@contextmanager
-def _named_in(folder: Path) -> Iterator[None]:
-    """Turn what a config of the wrong kind raises into a CheckpointError that names its folder."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: its config is damaged: {type(error).__name__} {error}") from error
+def _opened(folder: Path, name: str) -> Component:
+    """Open one network of a published model; raises a CheckpointError if its config is that of another class."""
+    component = open_component(folder / name)
+    found = component.config.get("_class_name")
+    if found is not None and found not in _PARTS[name]:
+        raise CheckpointError(f"{folder / name}: {_is_a(found, _PARTS[name])}")
+    return component
+
+
+def _check_widths(folder: Path, text_dim: int, image_dim: int | None) -> None:
+    """Raise a CheckpointError if the config of an encoder, where there is one, is not of the width that is read."""
+    for name, key, width in (("text_encoder", "d_model", text_dim), ("image_encoder", "hidden_size", image_dim)):
+        path = folder / name / "config.json"
+        found = read_json(path).get(key) if width is not None and path.is_file() else None
+        if found is not None and found != width:
+            raise CheckpointError(
+                f"{folder / name}: {key} is {reprlib.repr(found)}, but the transformer reads states of width {width}; "
+                "take the encoder that belongs to it"
+            )
+
+
+def _is_a(found: Any, known: tuple[str, ...]) -> str:
+    name = found if isinstance(found, str) and found.isprintable() else reprlib.repr(found)
+    return f"is a {name}, which cannot be read; {' or '.join(known)} can"
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the SHA-256 over all configs and weights of a published model, in hexadecimal."""
+    """Return the SHA-256 over all configs and weights of a published model, in hexadecimal.
+
+    A large file that was hashed before and has not changed since is not read again.
+    """
     digest = hashlib.sha256()
     parts = [path for kind in ("*.json", "*.safetensors") for path in folder.rglob(kind)]
     for path in sorted(parts):
@@ -195,11 +227,13 @@ def folder_hash(folder: Path) -> str:
 
 def _sha256_of(path: Path) -> str:
     """Return a file's SHA-256; in the hub's cache files are links to what is named by it, and need not be read."""
-    target = path.resolve().name
-    return target if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", target) else sha256_of(path)
+    target = path.resolve()
+    named = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", target.name)
+    return target.name if named else remembered(target, sha256_of)
 
 
-def _check_architecture(folder: Path, index: dict[str, Any]) -> None:
+def check_architecture(folder: Path | str, index: dict[str, Any]) -> None:
+    """Raise a CheckpointError unless the ``model_index.json`` of a folder, or of a hub id, is of a model known here."""
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise CheckpointError(f"{folder}: is a {kind}, which cannot be read; those that can: {', '.join(_PIPELINES)}")
@@ -208,9 +242,13 @@ def _check_architecture(folder: Path, index: dict[str, Any]) -> None:
             raise CheckpointError(f"{folder}: its {name} needs code of its own ({found[0]}), which is never run")
     for name, kinds in _PARTS.items():
         found = index.get(name)
-        cls = found[1] if isinstance(found, list) and len(found) == 2 else None
-        if cls is not None and cls not in kinds:
-            raise CheckpointError(f"{folder}: its {name} is a {cls}, which cannot be read; {' or '.join(kinds)} can")
+        if found is None:
+            continue
+        if not isinstance(found, list) or len(found) != 2 or not all(isinstance(one, str | None) for one in found):
+            shown = reprlib.repr(found)
+            raise CheckpointError(f"{folder}: in {INDEX} {name} is {shown}, but must be a library and a class")
+        if found[1] is not None and found[1] not in kinds:
+            raise CheckpointError(f"{folder}: its {name} {_is_a(found[1], kinds)}")
 
 
 def _parameters(component: Component) -> int:
@@ -219,7 +257,7 @@ def _parameters(component: Component) -> int:
 
 def _has(index: dict[str, Any], name: str) -> bool:
     found = index.get(name)
-    return isinstance(found, list) and found[0] is not None
+    return found is not None and found[0] is not None
 
 
 def _as_published(one: Published) -> SamplingConfig:

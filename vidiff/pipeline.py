@@ -252,27 +252,30 @@ class Pipeline:
         return Conditioning(found).drop_text(empty, null).text
 
 
-def find_model(name: str, download: bool = False) -> Path:
-    """Return the folder of a model: a path, the name of a bundled one, or a hub id OWNER/NAME@COMMIT.
+def find_model(name: str, fetch: Callable[[str], Path] | None = None) -> Path:
+    """Return the folder of a model: a path, the name of a bundled one, or a hub id OWNER/NAME or OWNER/NAME@COMMIT.
+
+    ``fetch`` fetches a hub id that is not here, and returns its folder.
 
     Raises:
         CheckpointError: if there is none; the message names the nearest bundled model.
-        ConfigError: if a hub id comes without its commit.
     """
-    if (Path(name) / "config.yaml").is_file() or is_diffusers_folder(Path(name)):
-        return Path(name)
+    path = Path(name)
+    if (path / "config.yaml").is_file() or is_diffusers_folder(path):
+        return path
     bundled = resources.bundled_models()
     if name in bundled:
         return bundled[name]
-    if Path(name).is_dir():
-        raise CheckpointError(f"{name}: no model here (config.yaml is missing)")
+    if path.exists():
+        raise CheckpointError(f"{name}: no model folder (it has neither config.yaml nor diffusers' model_index.json)")
     source, _, revision = name.partition("@")
     if sources.is_hub_id(source):
-        revision = revision or pinned().get(source, "")
-        if revision or download:
-            return sources.hub_folder(
-                source, revision or None, download, f"vidiff models pull {source}@{revision}, or --download,"
-            )
+        pin = pinned().get(source, "")
+        if fetch is not None and (not pin or revision not in ("", pin)):
+            return fetch(name)
+        if revision or pin:
+            how = f"vidiff models pull {source}@{revision or pin}, or --download,"
+            return sources.hub_folder(source, revision or pin, False, how)
         raise CheckpointError(f"{source}: not on this machine; fetch it with: vidiff models pull {source}")
     hint = did_you_mean(name, bundled) or f" Bundled models: {', '.join(bundled) or 'none'}."
     raise CheckpointError(f"{name}: neither a model folder nor a bundled model.{hint}")

@@ -4,6 +4,7 @@ import math
 
 from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.errors import ConfigError
+from vidiff.interop.wan_sizes import SIZES
 from vidiff.models.build import token_patch
 from vidiff.pipeline import Pipeline
 from vidiff.types import Size
@@ -32,14 +33,16 @@ def resolve_size(
     if not 0 < wanted.fps <= 240:
         raise ConfigError(f"fps must lie above 0 and up to 240, got {wanted.fps}")
     check_limits(wanted)
-    _check_reachable(pipeline, wanted, stages)
+    check_grid(wanted, *_steps(pipeline, stages))
     for refiner in reversed(pipeline.refiners[:stages]):
         wanted = refiner.refines.before(wanted)
     warnings = []
     fewest, most = pipeline.config.frames
     if not fewest <= wanted.frames <= most:
         warnings.append(f"{wanted.frames} frames, but the model was trained on {fewest} to {most}")
-    if (wanted.height, wanted.width) != (own.height, own.width):
+    trained_on = [(one.height, one.width) for one in (own, *SIZES.get(pipeline.config.name, ()))]
+    upright = [shape[::-1] for shape in trained_on] if pipeline.config.name in SIZES else []
+    if (wanted.height, wanted.width) not in (*trained_on, *upright):
         trained = f"{own.width}x{own.height}"
         warnings.append(f"{wanted.width}x{wanted.height} pixels, but the model was trained on {trained}")
     return wanted, warnings
@@ -55,9 +58,8 @@ def check_limits(size: Size) -> None:
         )
 
 
-def _check_reachable(pipeline: Pipeline, wanted: Size, stages: int) -> None:
-    """Raise a ConfigError that names the nearest size if no base clip becomes ``wanted`` after ``stages`` stages."""
-    step, side = _steps(pipeline, stages)
+def check_grid(wanted: Size, step: int, side: int) -> None:
+    """Raise a ConfigError that names the nearest size unless ``wanted`` has step * n + 1 frames and such sides."""
     frames = max(0, round((wanted.frames - 1) / step)) * step + 1
     height, width = (max(1, round(pixels / side)) * side for pixels in (wanted.height, wanted.width))
     wrong = []

@@ -84,12 +84,9 @@ def started_from(
     Raises:
         ConfigError: if the model starts from no pictures, or from nothing else.
     """
+    check_pictures(kind, pictures is not None)
     if pictures is None:
-        if kind == "concat":
-            raise ConfigError("this model makes clips out of a picture; give one with --image")
         return {}
-    if kind == "none":
-        raise ConfigError("this model takes no picture; it makes clips out of text alone")
     fitted_ones = torch.stack([fitted(picture, size.height, size.width) for picture in pictures]).to(device)
     first = fitted_ones[:, :, None]
     if kind == "known":
@@ -104,6 +101,14 @@ def started_from(
     if encoder is not None:
         parts["image"] = torch.stack([encoder.encode(picture) for picture in pictures]).to(device)
     return parts
+
+
+def check_pictures(kind: Pictures, given: bool) -> None:
+    """Raise a ConfigError if a model of this kind needs a picture that is not given, or takes none that is."""
+    if kind == "concat" and not given:
+        raise ConfigError("this model makes clips out of a picture; give one with --image")
+    if kind == "none" and given:
+        raise ConfigError("this model takes no picture; it makes clips out of text alone")
 
 
 def fitted(picture: np.ndarray, height: int, width: int) -> Tensor:

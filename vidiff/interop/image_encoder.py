@@ -1,5 +1,6 @@
 """What an image-to-video transformer is told of its picture: states of a CLIP vision tower (Radford et al., 2021)."""
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vidiff.component_configs import named_in
+from vidiff.components import read_json
 from vidiff.errors import CheckpointError
-from vidiff.interop.component import read_json
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,41 @@ def load_image_encoder(
     """Return the vision tower of ``folder``, whose pictures are prepared as ``preparing`` says.
 
     Raises:
-        CheckpointError: if weights or settings are missing or do not fit.
+        CheckpointError: if weights or settings are missing or do not fit, or a number is not finite; it is named.
     """
     from transformers.models.clip.modeling_clip import CLIPVisionModel
 
     from vidiff.text.encoders import quiet
+    from vidiff.text.pretrained import load_pretrained
 
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: holds no safetensors weights; pickled weights are never read")
-    settings = read_json(preparing / "preprocessor_config.json")
-    try:
-        size: Any = settings["crop_size"]
-        side = int(size["height"] if isinstance(size, dict) else size)
-        mean, std = (torch.tensor(settings[f"image_{name}"], dtype=torch.float32) for name in ("mean", "std"))
-        with quiet():
-            read: Any = CLIPVisionModel.from_pretrained
-            model, report = read(
-                str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
-            )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{preparing}: does not say how pictures are prepared ({error})") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot be read as a vision tower: {error}") from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise CheckpointError(f"{folder}: weights do not fit: missing {', '.join(sorted(report['missing_keys'])[:3])}")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in (None, *_KINDS):
+        raise CheckpointError(f"{folder}: is a {reprlib.repr(kind)}, which cannot be read; {' or '.join(_KINDS)} can")
+    path = preparing / "preprocessor_config.json"
+    side, mean, std = _preparation(path)
+    with quiet():
+        model = load_pretrained(CLIPVisionModel, folder, "vision_model.", _BESIDE, dtype=dtype)
+    if side != model.config.image_size:
+        raise CheckpointError(f"{path}: pictures of {side} pixels a side, but {folder} sees {model.config.image_size}")
     return ImageEncoder(model.to(device).eval().requires_grad_(False), side, mean, std)
+
+
+_KINDS = ("clip_vision_model", "clip")
+# What a whole CLIP holds beside the vision tower.
+_BESIDE = r"(^|\.)position_ids$|^(text_model|visual_projection|text_projection)\.|^logit_scale$"
+
+
+def _preparation(path: Path) -> tuple[int, Tensor, Tensor]:
+    """Return the side of pictures in pixels and the mean and deviation of each color, (3,), of values in [0, 1]."""
+    settings = read_json(path)
+    with named_in(path, "does not say how pictures are prepared"):
+        size: Any = settings["crop_size"]
+        side = size["height"] if isinstance(size, dict) else size
+        mean, std = (torch.tensor(settings[f"image_{name}"], dtype=torch.float32) for name in ("mean", "std"))
+        if not isinstance(side, int) or mean.shape != (3,) or std.shape != (3,):
+            raise ValueError(f"crop_size must be a whole number, image_mean and image_std three numbers; got {side}")
+        if not (bool(torch.isfinite(torch.cat([mean, std])).all()) and bool((std > 0).all())):
+            raise ValueError("image_mean must be finite, image_std above 0")
+    return side, mean, std

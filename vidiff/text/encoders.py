@@ -65,6 +65,12 @@ class T5Config:
 
 
 _MODEL_TYPES = {"minilm": ("bert",), "clip": ("clip", "clip_text_model"), "t5": ("t5", "mt5", "umt5")}
+# A prefix of all names of tensors in some files, and the names of those of other networks that may lie beside.
+_NAMES = {
+    "minilm": ("bert.", r"(^|\.)position_ids$|^(bert\.)?pooler\.|^cls\."),
+    "clip": ("text_model.", r"(^|\.)position_ids$|^(vision_model|visual_projection|text_projection)\.|^logit_scale$"),
+    "t5": ("", r"^(decoder|lm_head)\."),
+}
 
 TextEncoderConfig = MiniLMConfig | CLIPTextConfig | T5Config
 
@@ -158,7 +164,7 @@ def build_text_encoder(
 
 def _load(config: TextEncoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Read the weights; the classes are imported here because importing them takes seconds."""
-    from safetensors import SafetensorError
+    from vidiff.text.pretrained import load_pretrained
 
     cls: Any
     found = sources.model_type(folder)
@@ -189,18 +195,8 @@ def _load(config: TextEncoderConfig, folder: Path, device: torch.device, dtype: 
                 cls = T5EncoderModel
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: holds no safetensors weights; pickled weights are never read")
-    try:
-        with quiet():
-            model, report = cls.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **arguments
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be read as {cls.__name__}: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        problem = f"missing {', '.join(missing[:5])}" if missing else "tensors of the wrong shape"
-        raise CheckpointError(f"{folder}: weights do not fit {cls.__name__}: {problem}")
-    return model
+    with quiet():
+        return load_pretrained(cls, folder, *_NAMES[config.kind], **arguments)
 
 
 @contextmanager
