@@ -81,7 +81,7 @@ def generate(
     ] = None,
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png-sheet or frames.")] = None,
     upscale: Annotated[
-        int | None, typer.Option(min=1, help="Repeat pixels N times; small clips default to a visible size.")
+        int | None, typer.Option(min=1, help="Repeat pixels N times; default what makes clips without stages visible.")
     ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Also write all frames as one PNG.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default the best there is.")] = None,
@@ -149,6 +149,7 @@ def generate(
             return planning.samples(planned, own.guidance, batch, own.negative if negative is None else "")
 
         folder = find_model(model, fetched if download else None)
+        planning.check_stages(folder, stages)
         size = fitting_size(folder, size, None if noise is not None else image)
         room = _Room(memory, weights, frames, size, batch, image is not None, samples)
         pipeline, loras = _load(folder, model, device, dtype, lora or [], room)
@@ -295,7 +296,8 @@ def _settings(
     resolved = _size(pipeline, jobs[0], frames, fps, size, count)
     check_travels(pipeline, jobs, resolved, len(pipeline.times(resolved, sampling)) - 1)
     final = final_size(pipeline, resolved, count)
-    visible = max(1, 256 // max(final.height, final.width))
+    # Pixels of small models are repeated to be seen; what a cascade makes may go through its stages later.
+    visible = 1 if pipeline.refiners else max(1, 256 // max(final.height, final.width))
     return Settings(
         model=model,
         size=resolved,

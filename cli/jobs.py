@@ -9,12 +9,15 @@ from pathlib import Path
 
 from vidiff.cli.starts import SEEDS, Start, Ways, starts
 from vidiff.data.video_write import format_of, suffix_of
+from vidiff.diffusers_folder import is_diffusers_folder
 from vidiff.diffusion.guidance import Guidance
 from vidiff.diffusion.travel import TRAVELS, checked_travel, literal, parsed, travels
 from vidiff.errors import ConfigError, DataError, ResourceError
 from vidiff.generation import Job
+from vidiff.model_folder import ModelConfig, read_config
 from vidiff.pipeline import Pipeline
 from vidiff.sampling.noise import NoiseFrom
+from vidiff.sizes import count_of
 from vidiff.types import Size
 
 _MAX_PROMPT = 2_000
@@ -200,3 +203,10 @@ def noise_origin(name: str) -> NoiseFrom:
     if name != "vidiff":
         raise ConfigError(f"--noise-from is vidiff or reference, got {name!r}")
     return "vidiff"
+
+
+def check_stages(folder: Path, stages: str | None) -> None:
+    """Raise a ConfigError if a model has no such stages, before it is loaded."""
+    if stages is not None and not is_diffusers_folder(folder):
+        own: ModelConfig = read_config(ModelConfig, folder)
+        count_of(own.stages, stages)

@@ -133,7 +133,7 @@ def test_reproduce_and_decode_run_the_stages_again(model, tmp_path):
 
 
 def test_stages_may_stop_early(model, tmp_path):
-    done = generate("x", "--model", model, "-o", tmp_path / "a.gif", "--stages", "base,temporal_sr", "--upscale", 1)
+    done = generate("x", "--model", model, "-o", tmp_path / "a.gif", "--stages", "base,temporal_sr")
     assert done.returncode == 0, done.stderr
     from PIL import Image
 
@@ -160,8 +160,14 @@ def test_a_wished_size_is_that_of_the_result(pipeline):
     size, warnings = resolve_size(pipeline, 17, None, "128x64", stage_count(pipeline, None))
     assert size == Size(9, 16, 32, 6) and len(warnings) == 2
     assert final_size(pipeline, size, 2) == Size(17, 64, 128, 12)
+    own = pipeline.config.size
+    for fps, changed in ((2 * own.fps, False), (3 * own.fps, True)):  # of the result, with twice the frames
+        _, warnings = resolve_size(pipeline, None, fps, None, stage_count(pipeline, None))
+        assert [f"trained on {own.fps:g}" in text for text in warnings] == [True] * changed
     with pytest.raises(ConfigError, match="the first of"):
         stage_count(pipeline, "spatial_sr")
+    with pytest.raises(ConfigError, match="got ''"):
+        stage_count(pipeline, "")
 
 
 def test_a_folder_whose_stages_do_not_fit_is_refused(model, tmp_path):
@@ -345,7 +351,7 @@ def test_upscale_takes_any_clip(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("height", "width", "fps", "word"),
-    [(18, 22, 10, "6, 12, 24, 48 fps"), (72, 80, 6, "22x18, 88x72"), (18, 22, 3, "not 3")],
+    [(18, 22, 10, "6, 12, 24, 48 fps"), (72, 80, 6, "22x18, 88x72"), (18, 22, 3, "not 3; without --fps it stays")],
 )
 def test_what_upscaling_cannot_reach_names_what_it_can(pipeline, height, width, fps, word):
     with pytest.raises(ConfigError, match=word):

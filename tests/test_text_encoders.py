@@ -1,3 +1,5 @@
+import logging
+import sys
 import warnings
 import weakref
 from importlib import metadata
@@ -9,7 +11,14 @@ import torch
 from vidiff.errors import CheckpointError, ConfigError
 from vidiff.text import sources
 from vidiff.text.cleaning import cleaned
-from vidiff.text.encoders import CLIPTextConfig, MiniLMConfig, T5Config, TruncationWarning, build_text_encoder
+from vidiff.text.encoders import (
+    CLIPTextConfig,
+    MiniLMConfig,
+    T5Config,
+    TruncationWarning,
+    build_text_encoder,
+    quiet,
+)
 
 
 def installed(name):
@@ -299,3 +308,18 @@ def test_a_passing_encoder_gives_the_same_states_and_is_gone_afterwards(tmp_path
     assert len(built) == 1  # a prompt is encoded once
     passing.encode(["blue"])
     assert len(built) == 2
+
+
+def test_what_transformers_imports_says_nothing_either(capsys):
+    """As torchao does of kernels that it was not built with."""
+    other = logging.getLogger("torchao")
+    handler = logging.StreamHandler(sys.stderr)
+    other.addHandler(handler)
+    try:
+        with quiet():
+            other.warning("Failed to load a kernel")
+        assert capsys.readouterr().err == ""
+        other.warning("heard again")
+        assert "heard again" in capsys.readouterr().err
+    finally:
+        other.removeHandler(handler)

@@ -94,10 +94,11 @@ def test_a_half_written_shard_or_clip_is_not_read(tmp_path):
     ("conditions", "word"),
     [
         (["colour=red"], "unknown attribute 'colour'. Did you mean color"),
+        (["red"], "'red' is a value; write color=red"),
+        (["color=red", "shape=sphere"], "no training scene .* or try with --heldout"),  # a held-out pair
         (["color=redd"], "unknown color 'redd'. Did you mean red"),
         (["color"], "unknown color ''"),
         (["relation=behind", "motion=toward"], "no training scene .* relation=behind; motion=toward"),
-        (["color=red", "shape=sphere"], "no training scene"),  # a held-out pair
     ],
 )
 def test_a_condition_that_nothing_meets_is_refused(conditions, word):

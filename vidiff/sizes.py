@@ -1,6 +1,7 @@
 """Which sizes of clips a model makes."""
 
 import math
+from collections.abc import Sequence
 
 from vidiff.data.video_io import MAX_FRAMES, MAX_PIXELS, MAX_TOTAL
 from vidiff.errors import ConfigError
@@ -45,6 +46,10 @@ def resolve_size(
     if (wanted.height, wanted.width) not in (*trained_on, *upright):
         trained = f"{own.width}x{own.height}"
         warnings.append(f"{wanted.width}x{wanted.height} pixels, but the model was trained on {trained}")
+    if not math.isclose(wanted.fps, own.fps, rel_tol=0.01):
+        warnings.append(
+            f"{wanted.fps:g} frames a second, but the model was trained on {own.fps:g}: speeds change with it"
+        )
     return wanted, warnings
 
 
@@ -91,10 +96,15 @@ def stage_count(pipeline: Pipeline, stages: str | None) -> int:
     Raises:
         ConfigError: if they are not the model's first stages in its order; the message names those.
     """
-    own = ["base", *(refiner.name for refiner in pipeline.refiners)]
+    return count_of([refiner.name for refiner in pipeline.refiners], stages)
+
+
+def count_of(refiners: Sequence[str], stages: str | None) -> int:
+    """Return what `stage_count` does for a model with super-resolution stages of such names."""
+    own = ["base", *refiners]
     names = own if stages is None else [name.strip() for name in stages.split(",")]
     if names != own[: len(names)]:
-        raise ConfigError(f"stages must be the first of {','.join(own)}, got {stages}")
+        raise ConfigError(f"stages must be the first of {','.join(own)}, got {stages!r}")
     return len(names) - 1
 
 

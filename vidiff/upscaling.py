@@ -30,7 +30,7 @@ def plan(refiners: Sequence[Refiner], have: Size, height: int, width: int, fps: 
     times = next((n for n, rate in enumerate(rates) if math.isclose(rate, fps, rel_tol=0.01)), None)
     if times is None:
         reached = ", ".join(f"{rate:g}" for rate in rates) + " fps"
-        raise _out_of_reach(temporal, "temporal_sr", f"{have.fps:g} fps", reached, f"{fps:g}")
+        raise _out_of_reach(temporal, "temporal_sr", f"{have.fps:g} fps", reached, f"{fps:g}; without --fps it stays")
     spatial = next((refiner for refiner in refiners if isinstance(refiner.refines, SpatialSR)), None)
     scales = _reached(spatial, 1)
     wanted = (height, width)

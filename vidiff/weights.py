@@ -17,7 +17,7 @@ from vidiff.errors import CheckpointError, NumericalError
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "model.safetensors"
 
-_SHOWN = 5  # names of tensors in one error
+_SHOWN = 3  # names of tensors in one error
 
 
 def save_model(

@@ -174,25 +174,26 @@ def _load(config: TextEncoderConfig, folder: Path, device: torch.device, dtype: 
     arguments: dict[str, Any] = {"dtype": dtype}  # or large weights would be in memory twice on their way to it
     if device.type != "cpu":  # nor are they gathered on the host
         arguments["device_map"] = device
-    match config:
-        case MiniLMConfig():
-            from transformers.models.bert.modeling_bert import BertModel
+    with quiet():
+        match config:
+            case MiniLMConfig():
+                from transformers.models.bert.modeling_bert import BertModel
 
-            cls = BertModel
-            arguments["add_pooling_layer"] = False
-        case CLIPTextConfig():
-            from transformers.models.clip.modeling_clip import CLIPTextModel
+                cls = BertModel
+                arguments["add_pooling_layer"] = False
+            case CLIPTextConfig():
+                from transformers.models.clip.modeling_clip import CLIPTextModel
 
-            cls = CLIPTextModel
-        case T5Config():
-            if found == "umt5":
-                from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+                cls = CLIPTextModel
+            case T5Config():
+                if found == "umt5":
+                    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-                cls = UMT5EncoderModel
-            else:
-                from transformers.models.t5.modeling_t5 import T5EncoderModel
+                    cls = UMT5EncoderModel
+                else:
+                    from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-                cls = T5EncoderModel
+                    cls = T5EncoderModel
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: holds no safetensors weights; pickled weights are never read")
     with quiet():
@@ -201,15 +202,26 @@ def _load(config: TextEncoderConfig, folder: Path, device: torch.device, dtype: 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing its own progress and reports while it loads; what matters is checked here."""
-    from transformers.utils import logging
+    """Keep transformers from printing its own progress and reports while it loads; what matters is checked here.
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    It imports torchao where that is installed, which reports kernels that it was not built with.
+    """
+    import logging
+
+    from transformers.utils import logging as reports
+
+    others = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [other.level for other in others]
+    level, bar = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    for other in others:
+        other.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        for other, before in zip(others, levels, strict=True):
+            other.setLevel(before)
+        reports.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()

@@ -56,7 +56,11 @@ def draw_scene(seed: int, index: int, heldout: bool = False, only: Only = ()) ->
             if bool(scene.pairs() & HELD_OUT) == heldout:
                 return scene
     asked = "; ".join(f"{name}={','.join(values)}" for name, values in only)
-    raise ConfigError(f"no {'held-out' if heldout else 'training'} scene was found with {asked}; allow more values")
+    kind, other = ("held-out", "without") if heldout else ("training", "with")
+    raise ConfigError(
+        f"no {kind} scene was found with {asked}; allow more values, or try {other} --heldout: pairs that are held out "
+        "come with it alone"
+    )
 
 
 def draw_captions(scene: Scene, seed: int, index: int, count: int = 1) -> list[Caption]:

@@ -23,6 +23,9 @@ def parsed(conditions: Sequence[str]) -> Only:
     for condition in conditions:
         name, _, text = (part.strip() for part in condition.partition("="))
         if name not in _VALUES:
+            owner = next((known for known, values in _VALUES.items() if condition.strip() in values), None)
+            if owner is not None:
+                raise ConfigError(f"{condition.strip()!r} is a value; write {owner}={condition.strip()}")
             raise ConfigError(
                 f"unknown attribute {name!r}.{did_you_mean(name, _VALUES)} Use one of {', '.join(_VALUES)}."
             )
