@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.parts.split(",")) - set(PARTS)):
+        parser.error(f"--parts: no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     logging.disable(logging.WARNING)  # of casting, which is what is wanted here
     scale, rows = SCALES[arguments.scale], []
     console = Console(stderr=True)
