@@ -149,7 +149,7 @@ def _grid(opened: "DiffusersFolder") -> tuple[int, int]:
     """Return (s, p): clips have s * n + 1 frames, and sides that are multiples of p pixels."""
     from vidiff.models.build import token_patch
 
-    autoencoder = opened.shape().autoencoder
+    autoencoder = opened.vae_config
     return autoencoder.frame_stride, autoencoder.stride * math.lcm(*token_patch(opened.config.backbone)[1:])
 
 
